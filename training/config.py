@@ -1,0 +1,195 @@
+"""Typed configuration of the generator, the discriminators and a training run.
+
+One dataclass per thing that is configured; every field is explained here and nowhere else. Values come from
+``configs/NAME.yaml`` and ``--set a.b=c`` through :func:`dnnlib.config.load`; what ran is saved beside its results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from datasets.labels import label_set
+from dnnlib.errors import UserError
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """The camera model that all pictures of a data set share (world units: the box has side ``box_warp``)."""
+
+    focal: float = 4.2647  # focal length divided by the image size
+    radius: float = 2.7  # distance of the camera from the pivot
+    pivot: tuple[float, float, float] = (0.0, 0.0, 0.2)  # point that every camera looks at; cats: (0, 0, -0.06)
+    near: float = 2.25  # where rays begin, measured from the camera
+    far: float = 3.3  # where rays end
+    box_warp: float = 1.0  # side of the cube, centred at the origin, that the planes cover
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Sizes of the generator. Defaults are those of the published face model."""
+
+    labels: str = "ffhq-mask"  # label set; its length is the number of local SDF heads and mask channels
+    resolution: int = 512  # side of the final image and mask; = sr_resolution * 2 ** len(sr_channels)
+    z_dim: int = 512
+    w_dim: int = 512
+    mapping_layers: int = 2
+    plane_resolution: int = 256  # side of the feature planes
+    plane_channels: int = 32  # features per plane and point, for texture and for shape alike
+    channel_base: int = 32768  # backbone channels at resolution r: min(channel_base / r, channel_max)
+    channel_max: int = 512
+    decoder_width: int = 64  # hidden units of the texture MLP and of the global SDF MLP
+    part_width: int = 64  # hidden units of each local SDF MLP
+    feature_channels: int = 32  # colour features that are rendered; the first three are RGB
+    plane_projection: str = "orthogonal"  # 'orthogonal' (xy, xz, yz), or 'published' (xy, xz, zx) for published weights
+    marching: str = "published"  # 'published' marches softplus(sigma - 1), 'sigma' marches sigma itself
+    beta: float = 0.1  # width of the SDF-to-density sigmoid
+    learn_beta: bool = False  # published: a fixed buffer
+    raw_resolution: int = 128  # side of the volume rendering at inference
+    samples_coarse: int = 48  # stratified samples per ray
+    samples_fine: int = 48  # importance samples per ray
+    sr_resolution: int = 128  # side at which the super-resolution starts (raw pictures are resized to it)
+    sr_channels: tuple[int, ...] = (256, 128)  # channels of each super-resolution block; each doubles the side
+    camera: CameraConfig = field(default_factory=CameraConfig)
+
+    def __post_init__(self) -> None:
+        grown = self.sr_resolution * 2 ** len(self.sr_channels)
+        if grown != self.resolution:
+            raise UserError(
+                f"generator.resolution is {self.resolution}, but {len(self.sr_channels)} super-resolution blocks from "
+                f"{self.sr_resolution} end at {grown}; change resolution, sr_resolution or sr_channels"
+            )
+        _one_of("generator.plane_projection", self.plane_projection, ("orthogonal", "published"))
+        _one_of("generator.marching", self.marching, ("published", "sigma"))
+
+    @property
+    def parts(self) -> int:
+        """Number P of classes, background included."""
+        return label_set(self.labels).count
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Sizes that both discriminators share."""
+
+    channel_base: int = 32768
+    channel_max: int = 512
+    group_size: int = 4  # images over which the batch standard deviation is taken
+    pose_conditioned: bool = True  # project the features on the mapped camera label
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the losses of method section 3."""
+
+    mask_adversarial: float = 0.1
+    eikonal: float = 0.1
+    eikonal_fraction: float = 1.0  # share of the ray samples, drawn at random, on which the gradient is taken
+    minimal_surface: float = 0.05
+    sdf_consistency: float = 0.1
+    density_consistency: float = 1e-4
+    part_colour: float = 0.0
+    density_regularisation: float = 0.25
+    density_regularisation_every: int = 4  # generator steps
+    density_regularisation_distance: float = 0.004  # world units
+    density_regularisation_points: int = 1000  # random points per image
+    gamma: float = 1.0  # R1 weight of the image discriminator
+    gamma_mask: float = 10.0  # the same of the mask discriminator, as a multiple of gamma
+    r1_every: int = 16  # discriminator steps
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Adaptive discriminator augmentation."""
+
+    mode: str = "none"  # 'none', 'fixed' or 'ada'
+    strength: float = 0.2  # probability of each augmentation when fixed
+    target: float = 0.6  # sign(D(real)) that ADA steers to
+    speed_kimg: float = 500.0  # kimg in which the strength can go from 0 to 1
+    interval: int = 4  # steps between two adjustments
+
+    def __post_init__(self) -> None:
+        _one_of("augment.mode", self.mode, ("none", "fixed", "ada"))
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """What changes while training goes on, in thousands of images (kimg)."""
+
+    swap_kimg: float = 1000.0  # conditioning cameras: swap probability fades from 1 to swap_final over this
+    swap_final: float = 0.5
+    blur_sigma: float = 10.0  # blur of the discriminators' input in pixels at the start (of a 512 px image)
+    blur_kimg: float = 200.0  # ... fading to none over this (times batch / 32)
+    raw_resolution: int = 64  # side of the volume rendering at the start
+    raw_resolution_final: int = 128
+    raw_switch_kimg: float = 25000.0  # when it changes; blended over raw_fade_kimg
+    raw_fade_kimg: float = 1000.0
+
+
+@dataclass(frozen=True)
+class SphereConfig:
+    """Phase (a): every SDF head regresses a sphere."""
+
+    steps: int = 500
+    batch: int = 4  # latents per step
+    points: int = 4096  # random points per latent
+    lr: float = 0.0025
+
+
+@dataclass(frozen=True)
+class WarmStartConfig:
+    """Optional phase between sphere and adversarial training, for synthetic sets that come with depth and normals:
+    one latent per picture is fitted together with the generator to the picture, its mask and its surface."""
+
+    kimg: float = 0.0  # 0: off, the purely adversarial recipe of the paper
+    batch: int = 8
+    lr: float = 0.0025
+    lr_latent: float = 0.02
+    image: float = 1.0  # weight of the L1 of image and raw image
+    perceptual: float = 0.0  # weight of the multi-scale gradient difference
+    mask: float = 0.5  # weight of the cross-entropy of mask and raw mask
+    depth: float = 2.0  # weight of the L1 of the depth, foreground only
+    normals: float = 0.2  # weight of the L1 of the normals, foreground only
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where pictures come from. Empty paths: the command line must give them."""
+
+    images: str = ""  # folder or zip of images with dataset.json, or a portrait-set folder
+    masks: str = ""  # folder or zip of masks; found beside the images of a portrait set
+    mirror: bool = True  # add the mirror image of every picture (image, mask classes and camera)
+    cache: bool = False  # keep decoded pictures in memory
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run of the generator."""
+
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    sphere: SphereConfig = field(default_factory=SphereConfig)
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    kimg: float = 25000.0  # length of the adversarial phase
+    batch: int = 32  # images per step over all processes
+    batch_per_pass: int = 0  # images per forward pass and process (gradients accumulate); 0: all at once
+    lr_generator: float = 0.0025
+    lr_discriminator: float = 0.002
+    adam_betas: tuple[float, float] = (0.0, 0.99)
+    ema_kimg: float = 10.0  # half-life of the generator average at batch 32; scaled by batch / 32
+    ema_rampup: float = 0.05  # the half-life is at most this share of what has been trained
+    mixed_precision: bool = True  # float16 in the high resolutions, on CUDA only
+    seed: int = 0
+    log_kimg: float = 1.0  # learning curves
+    image_kimg: float = 10.0  # grids of image, mask, normals and depth
+    snapshot_kimg: float = 50.0  # resumable state and generator
+    max_nonfinite: int = 10  # steps with non-finite gradients after which the run stops
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{name} is '{value}'; it must be one of {', '.join(allowed)}")
