@@ -1,0 +1,1 @@
+"""Plumbing that knows no torch: typed configuration, atomic files, errors for users."""

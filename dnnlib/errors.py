@@ -1,0 +1,66 @@
+"""Errors that a user can act on, and the one place where scripts turn them into an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
+
+import click
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class UserError(Exception):
+    """Something the user can put right. The message is one line: what is wrong, where, and what to do."""
+
+
+class _CommandFailed(click.ClickException):
+    """What click prints as ``Error: message`` before it ends the program with code 2."""
+
+    exit_code = 2
+
+
+def user_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Decorate the function of a click command: a :class:`UserError` ends it with one line and exit code 2.
+
+    ::
+
+        @click.command()
+        @click.option("--data")
+        @user_errors
+        def main(data): ...
+    """
+
+    @functools.wraps(command)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            raise _CommandFailed(one_line(error)) from error
+
+    return guarded
+
+
+def one_line(error: UserError) -> str:
+    """The message of ``error`` without the traceback that a torch DataLoader worker wraps around it."""
+    message = str(error)
+    if message.startswith("Caught ") and "DataLoader worker" in message.split("\n", 1)[0]:
+        # the worker's traceback ends in "dnnlib.errors.UserError: the message"
+        message = message.rstrip().rsplit("\n", 1)[-1].partition("UserError: ")[2] or message
+    return message
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that looks most like ``word``, or None where nothing comes near."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return close[0] if close else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """End of an error message about an unknown word: names the nearest known one, else all of them."""
+    known = list(known)
+    near = nearest(word, known)
+    return f"did you mean '{near}'?" if near else f"known are: {', '.join(known)}"
