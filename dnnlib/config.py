@@ -21,7 +21,7 @@ T = TypeVar("T")
 def load(
     cls: type[T], source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()
 ) -> T:
-    """Make a ``cls`` (a dataclass) from a YAML or JSON file, or from a mapping, then from ``a.b=c`` overrides.
+    """Make a ``cls`` (a dataclass) from a YAML or JSON file or a mapping, then from ``a.b=c`` overrides.
 
     Fields that are not mentioned keep their defaults. An unknown key is a :class:`UserError` that names the
     nearest one; so is a value of the wrong type. An int is taken for a float, a list for a tuple.
@@ -36,9 +36,8 @@ def load(
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain dicts, lists and scalars that :func:`load` turns back into an equal ``config``."""
-    return {
-        field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config) if field.init
-    }
+    names = [field.name for field in dataclasses.fields(config) if field.init]
+    return {name: _plain(getattr(config, name)) for name in names}
 
 
 def save(config: Any, path: str | os.PathLike[str]) -> None:
@@ -127,7 +126,7 @@ def _override(cls: type[Any], values: dict[str, Any], override: str) -> None:
 
 
 def _parse(text: str, hint: Any, override: str) -> Any:
-    """The value that ``text`` stands for; left as it is where the field takes a string ('on', '0010', '1e3')."""
+    """The value that ``text`` stands for; left as it is where the field takes a string ('on', '0010')."""
     options = _options(hint)
     if str in options or (get_origin(hint) is Literal and text in get_args(hint)):
         return None if text in ("null", "None") and type(None) in options else text
@@ -154,10 +153,8 @@ def _convert(value: Any, hint: Any, root: type[Any], key: str, where: str) -> An
     if origin in (tuple, list) and isinstance(value, (list, tuple)):
         items = arguments[:1] * len(value) if origin is list or arguments[-1] is Ellipsis else arguments
         if len(items) == len(value):
-            return origin(
-                _convert(v, t, root, f"{key}[{i}]", where)
-                for i, (v, t) in enumerate(zip(value, items, strict=True))
-            )
+            pairs = enumerate(zip(value, items, strict=True))
+            return origin(_convert(v, t, root, f"{key}[{i}]", where) for i, (v, t) in pairs)
     if origin is dict and isinstance(value, Mapping):
         return {k: _convert(v, arguments[1], root, f"{key}.{k}", where) for k, v in value.items()}
     if hint in (int, str, bool) and type(value) is hint:
@@ -239,9 +236,8 @@ def _suggest(key: str, root: type[Any]) -> str:
     near = nearest(leaf, leaves)
     if near:
         return f"did you mean '{leaves[near]}'?"
-    return did_you_mean(
-        key, known if len(known) < 12 else siblings.values() or [k for k in known if "." not in k]
-    )
+    sections = [k for k in known if "." not in k]
+    return did_you_mean(key, siblings.values() or sections)
 
 
 def _plain(value: Any) -> Any:

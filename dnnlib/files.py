@@ -17,8 +17,8 @@ from dnnlib.errors import UserError
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path``; after the block it takes the place of ``path``.
 
-    When the block raises, the temporary file is removed and an older ``path`` stays as it was. The folder is made
-    when it is missing. The suffix is kept because many writers choose their format by it.
+    When the block raises, the temporary file is removed and an older ``path`` stays as it was. A missing
+    folder is made. The suffix is kept because many writers choose their format by it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,7 @@ def parity() -> Callable[[str], dict[str, np.ndarray]]:
 
 @pytest.fixture(scope="session")
 def parity_path() -> Callable[[str], Path]:
-    """``parity_path('legacy_cat_tiny.pkl')`` -> path of that file in ``../shared/parity``; skips like `parity`."""
+    """``parity_path('legacy_cat_tiny.pkl')`` -> path in ``../shared/parity``; skips as `parity` does."""
     return parity_file
 
 

@@ -1,0 +1,1 @@
+"""Plumbing that knows torch and nothing of faces."""
