@@ -1,0 +1,107 @@
+"""Camera labels as data sets hold them: making, checking and mirroring, in numpy.
+
+A label is 25 floats: the 4 x 4 OpenCV camera-to-world matrix, row-major (camera x right, y down, z forward;
+world y up), then the 3 x 3 intrinsics divided by the image size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+SIZE = 25  # floats in a label
+RADIUS = 2.7  # default distance of orbit cameras from the pivot, world units
+FOCAL = 4.2647  # default focal length divided by the image size
+
+
+def orbit_camera(
+    yaw: float,
+    pitch: float,
+    pivot: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    radius: float = RADIUS,
+    focal: float = FOCAL,
+) -> np.ndarray:
+    """Label (25,) float32 of a camera at ``radius`` from the world's origin that looks at ``pivot``.
+
+    ``yaw`` and ``pitch`` are offsets in radians from the frontal view along +z. Positive yaw moves the camera
+    towards +x, positive pitch downwards: its height is linear in pitch, radius * -2/pi * pitch, as the
+    published cameras have it.
+    """
+    height = -2.0 / math.pi * pitch
+    ring = math.sqrt(max(0.0, 1.0 - height * height))
+    origin = radius * np.array([ring * math.sin(yaw), height, ring * math.cos(yaw)])
+    forward = np.asarray(pivot, dtype=np.float64) - origin
+    forward /= np.linalg.norm(forward)
+    right = np.cross(forward, [0.0, 1.0, 0.0])
+    right /= np.linalg.norm(right)
+    pose = np.eye(4)
+    pose[:3, 0], pose[:3, 1], pose[:3, 2], pose[:3, 3] = right, np.cross(forward, right), forward, origin
+    intrinsics = np.array([[focal, 0.0, 0.5], [0.0, focal, 0.5], [0.0, 0.0, 1.0]])
+    return np.concatenate([pose.reshape(-1), intrinsics.reshape(-1)]).astype(np.float32)
+
+
+def mirror_camera(label: np.ndarray) -> np.ndarray:
+    """Label (..., 25) of the camera that sees the mirrored world as the mirror image of the picture.
+
+    The world is mirrored about x = 0 and so is the camera's own x axis, F = diag(-1, 1, 1, 1): the pose
+    becomes F E F, again a rotation. The principal point moves to 1 - cx, and the skew changes sign.
+    """
+    mirrored = np.array(label)
+    flip = np.array([-1.0, 1.0, 1.0, 1.0], dtype=mirrored.dtype)
+    signs = (flip[:, None] * flip[None, :]).reshape(-1)
+    mirrored[..., :16] *= signs
+    mirrored[..., 17] *= -1.0  # skew
+    mirrored[..., 18] = 1.0 - mirrored[..., 18]  # cx
+    return mirrored
+
+
+def camera_problems(label: np.ndarray) -> list[str]:
+    """What is wrong with a label (25,), each problem in one line; empty when it can be used."""
+    label = np.asarray(label, dtype=np.float64)
+    if label.shape != (SIZE,):
+        return [
+            f"the camera has {label.size} numbers, expected 25 (4x4 camera-to-world, then 3x3 intrinsics)"
+        ]
+    if not np.isfinite(label).all():
+        return [f"the camera holds {label[~np.isfinite(label)][0]}"]
+    pose, intrinsics = label[:16].reshape(4, 4), label[16:].reshape(3, 3)
+    return [*_pose_problems(pose), *_intrinsics_problems(intrinsics)]
+
+
+def _pose_problems(pose: np.ndarray) -> list[str]:
+    if np.abs(pose[3] - [0, 0, 0, 1]).max() > 1e-4:
+        transposed = np.abs(pose[:, 3] - [0, 0, 0, 1]).max() < 1e-4
+        hint = "it looks transposed" if transposed else "the matrix is row-major camera-to-world"
+        return [f"the last row of the camera matrix is not 0 0 0 1: {hint}"]
+    rotation, position = pose[:3, :3], pose[:3, 3]
+    # 1e-2: labels written with few digits are still fine
+    if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2:
+        return ["the camera's rotation is not orthonormal"]
+    if np.linalg.det(rotation) < 0:
+        return ["the camera's rotation is a mirror (determinant -1): one axis points the wrong way"]
+    distance = np.linalg.norm(position)
+    if distance < 1e-3:
+        return ["the camera sits at the world's origin, inside the subject: is the matrix world-to-camera?"]
+    # cosine between the viewing direction and the direction to the subject at the origin
+    facing = float(rotation[:, 2] @ -position / distance)
+    if facing < 0:
+        hint = "OpenCV cameras look along +z, OpenGL ones along -z; or the matrix is world-to-camera"
+        return [f"the camera looks away from the subject at the origin ({hint})"]
+    if rotation[1, 1] > 0:  # camera y points down, world y up
+        return ["the camera is upside down (OpenCV cameras have y down, the world has y up)"]
+    return []
+
+
+def _intrinsics_problems(intrinsics: np.ndarray) -> list[str]:
+    fx, fy, cx, cy = intrinsics[0, 0], intrinsics[1, 1], intrinsics[0, 2], intrinsics[1, 2]
+    if max(fx, fy) > 100 or max(abs(cx), abs(cy)) > 2:
+        return [
+            f"the intrinsics (focal {fx:g}, centre {cx:g}) look like pixels: divide them by the image size"
+        ]
+    problems = []
+    if min(fx, fy) <= 0:
+        problems.append(f"the focal length is {min(fx, fy):g}, it must be positive")
+    if np.abs(intrinsics[2] - [0, 0, 1]).max() > 1e-4 or abs(intrinsics[1, 0]) > 1e-4:
+        problems.append("the intrinsics are not [[fx, s, cx], [0, fy, cy], [0, 0, 1]], row-major")
+    return problems
