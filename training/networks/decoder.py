@@ -1,0 +1,160 @@
+"""The decoder: features of a point to its colour, its signed distance and one signed distance per part.
+
+Method section 2.3. Every head is a two-layer perceptron with softplus in between and the equalised learning rate of
+method section 7 (weights are stored with unit variance and multiplied by 1 / sqrt(fan in) when used).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dnnlib.errors import UserError
+
+# Colour features may leave [0, 1] by this much, so that the sigmoid need not saturate to give pure black or white.
+_COLOUR_MARGIN = 0.001
+_BETA_FLOOR = 1e-4
+
+
+class Perceptron(nn.Module):
+    """One head: ``outputs = W2 softplus(W1 x + b1) + b2`` with equalised weights.
+
+    Shapes: x (..., channels), W1 (width, channels), W2 (outputs, width); result (..., outputs).
+    """
+
+    def __init__(self, channels: int, width: int, outputs: int) -> None:
+        super().__init__()
+        self.weight1 = nn.Parameter(torch.randn(width, channels))
+        self.bias1 = nn.Parameter(torch.zeros(width))
+        self.weight2 = nn.Parameter(torch.randn(outputs, width))
+        self.bias2 = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = functional.linear(x, _equalised(self.weight1), self.bias1)
+        return functional.linear(functional.softplus(hidden), _equalised(self.weight2), self.bias2)
+
+
+class PartPerceptrons(nn.Module):
+    """P heads with one output each, evaluated together.
+
+    Shapes: x (..., channels), W1 (P, width, channels), W2 (P, 1, width); result (..., P).
+
+    Cost per point, forward: 2 channels P width FLOPs for the first layer, which is one matrix product for all heads,
+    P width softplus, and 2 P width for the second. With 19 heads of width 16 on 32 channels that is 20 kFLOP and 304
+    softplus, against 1.1 kFLOP and 16 softplus for one head: this is the most expensive part of the renderer.
+    """
+
+    def __init__(self, parts: int, channels: int, width: int) -> None:
+        super().__init__()
+        self.weight1 = nn.Parameter(torch.randn(parts, width, channels))
+        self.bias1 = nn.Parameter(torch.zeros(parts, width))
+        self.weight2 = nn.Parameter(torch.randn(parts, 1, width))
+        self.bias2 = nn.Parameter(torch.zeros(parts, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts, width, channels = self.weight1.shape
+        flat = x.reshape(-1, channels)  # (M, C)
+        weight1 = _equalised(self.weight1).reshape(parts * width, channels)
+        hidden = functional.softplus(
+            functional.linear(flat, weight1, self.bias1.reshape(-1))
+        )  # (M, P * width)
+        by_part = hidden.view(-1, parts, width).transpose(0, 1)  # (P, M, width), a view
+        out = torch.baddbmm(
+            self.bias2[:, None], by_part, _equalised(self.weight2).transpose(1, 2)
+        )  # (P, M, 1)
+        return out.squeeze(2).t().reshape(*x.shape[:-1], parts)
+
+
+class TriplaneDecoder(nn.Module):
+    """Texture head, global SDF head and P local SDF heads.
+
+    Args:
+        channels: features per point, the mean over the three planes; texture and shape have as many.
+        width: hidden units of the texture head and the global SDF head.
+        parts: number P of local heads, background included.
+        part_width: hidden units of each local head.
+        feature_channels: colour features F; the first three are RGB.
+        beta: width of the step from empty to full, in world units (see :meth:`density`).
+        learn_beta: make beta a parameter; the published models keep it as a buffer.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        parts: int,
+        part_width: int,
+        feature_channels: int,
+        beta: float = 0.1,
+        learn_beta: bool = False,
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.parts = parts
+        self.feature_channels = feature_channels
+        self.texture = Perceptron(channels, width, feature_channels)
+        self.shape = Perceptron(channels, width, 1)
+        self.part_shapes = PartPerceptrons(parts, channels, part_width)
+        sigmoid_beta = torch.full((1,), float(beta))
+        if learn_beta:
+            self.sigmoid_beta = nn.Parameter(sigmoid_beta)
+        else:
+            self.register_buffer("sigmoid_beta", sigmoid_beta)
+
+    def sdf(self, shape_features: Tensor) -> Tensor:
+        """Global signed distance s, negative inside. (..., C) -> (..., 1)."""
+        return self.shape(shape_features)
+
+    def part_sdf(self, shape_features: Tensor) -> Tensor:
+        """Signed distances s_p of the parts. (..., C) -> (..., P)."""
+        return self.part_shapes(shape_features)
+
+    def colour(self, texture_features: Tensor) -> Tensor:
+        """Colour features, in (-0.001, 1.001). (..., C) -> (..., F)."""
+        return torch.sigmoid(self.texture(texture_features)) * (1 + 2 * _COLOUR_MARGIN) - _COLOUR_MARGIN
+
+    def density(self, sdf: Tensor) -> Tensor:
+        """sigma = sigmoid(-s / b) / b with b = |beta| + 1e-4, per world unit of ray length; any shape."""
+        beta = self.sigmoid_beta.abs() + _BETA_FLOOR
+        return torch.sigmoid(-sdf / beta) / beta
+
+    def published_names(self) -> dict[str, Tensor]:
+        """All tensors under the names and shapes of the published models (detached views of ours)."""
+        named = {"sigmoid_beta": self.sigmoid_beta}
+        named |= _published("net_tex", self.texture) | _published("net_main_shp", self.shape)
+        for part in range(self.parts):
+            named |= _published(f"net_main_shp_bbbb_{part}", self.part_shapes, part)
+        return {name: tensor.detach() for name, tensor in named.items()}
+
+    def load_published(self, params: Mapping[str, Tensor]) -> None:
+        """Copies tensors given under their published names; every one must be there, with its shape."""
+        wanted = self.published_names()
+        missing = sorted(wanted.keys() - params.keys())
+        unknown = sorted(params.keys() - wanted.keys())
+        if missing or unknown:
+            problem = f"lack {missing[0]}" if missing else f"have an unknown {unknown[0]}"
+            raise UserError(f"decoder weights {problem}; was the model made with {self.parts} parts?")
+        for name, target in wanted.items():
+            value = torch.as_tensor(params[name])
+            if value.shape != target.shape:
+                raise UserError(
+                    f"decoder weight {name} is {tuple(value.shape)}, expected {tuple(target.shape)}"
+                )
+            target.copy_(value)  # `target` is a view of our own tensor
+
+
+def _equalised(weight: Tensor) -> Tensor:
+    return weight * weight.shape[-1] ** -0.5
+
+
+def _published(prefix: str, head: nn.Module, part: int | None = None) -> dict[str, Tensor]:
+    """Published names (layer 1 is the softplus) to the tensors of one head, or of one part of a batched one."""
+    layers = {"0": (head.weight1, head.bias1), "2": (head.weight2, head.bias2)}
+    named = {}
+    for layer, (weight, bias) in layers.items():
+        named[f"{prefix}.{layer}.weight"] = weight if part is None else weight[part]
+        named[f"{prefix}.{layer}.bias"] = bias if part is None else bias[part]
+    return named

@@ -1,0 +1,204 @@
+"""Cameras: poses on an orbit around the head, intrinsics, and the 25 numbers that label a picture.
+
+A label is a 4x4 OpenCV camera-to-world matrix, row by row (camera x right, y down, z forward; world y up), then the
+3x3 intrinsics, row by row, for a picture of size 1 x 1 whose origin is the top left corner. The frontal camera is on
+the world's positive z axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dnnlib.errors import UserError
+
+LABEL_SIZE = 25
+_POLE = 1e-5  # a camera straight above or below has no upright direction: keep this far from the poles (rad)
+_DIAGONAL = 1.414  # of the unit picture; published with three decimals, which shows in the fourth of 4.2634
+_TOLERANCE = 1e-2  # of R^T R = 1 in labels that users write, who round to a few digits
+
+
+def look_at(
+    yaw: Tensor | float,
+    pitch: Tensor | float,
+    *,
+    pivot: Sequence[float] | Tensor = (0.0, 0.0, 0.2),
+    radius: float | Tensor = 2.7,
+) -> Tensor:
+    """Poses of cameras on a sphere around the origin that look at ``pivot``, upright.
+
+    The position is ``radius (sin(polar) sin(yaw), cos(polar), sin(polar) cos(yaw))`` with
+    ``cos(polar) = -2 pitch / pi``: the height is linear in the pitch, so that a uniform pitch is uniform on the sphere.
+    Positive yaw moves the camera to the world's +x, positive pitch moves it down; (0, 0) is the frontal view.
+
+    Args:
+        yaw, pitch: (N,) or scalars, radians; pitch in [-pi/2, pi/2].
+        pivot: (3,) or (N, 3), world units.
+        radius: distance from the origin (not from the pivot).
+
+    Returns:
+        (N, 4, 4) camera-to-world matrices.
+    """
+    device = next((x.device for x in (yaw, pitch, pivot, radius) if isinstance(x, Tensor)), None)
+    yaw, pitch, radius, pivot = (
+        torch.as_tensor(x, dtype=torch.float32, device=device) for x in (yaw, pitch, radius, pivot)
+    )
+    yaw, pitch, radius = torch.broadcast_tensors(torch.atleast_1d(yaw), torch.atleast_1d(pitch), radius)
+    share = (pitch + math.pi / 2).clamp(_POLE, math.pi - _POLE) / math.pi  # 0 at the top, 1 at the bottom
+    height = 1 - 2 * share
+    horizontal = torch.sqrt(1 - height.square())
+    unit = torch.stack([horizontal * torch.sin(yaw), height, horizontal * torch.cos(yaw)], dim=-1)
+    origin = radius.unsqueeze(-1) * unit  # (N, 3)
+    forward = _unit(pivot - origin)
+    up = torch.tensor([0.0, 1.0, 0.0], device=device).expand_as(forward)
+    right = _unit(torch.linalg.cross(forward, up))
+    down = torch.linalg.cross(forward, right)
+    top = torch.stack([right, down, forward, origin], dim=-1)  # (N, 3, 4): columns are the camera's axes
+    bottom = torch.tensor([0.0, 0.0, 0.0, 1.0], device=device).expand(len(top), 1, 4)
+    return torch.cat([top, bottom], dim=1)
+
+
+def intrinsics(focal: float = 4.2647, *, device: torch.device | str | None = None) -> Tensor:
+    """(3, 3) intrinsics for a focal length given in picture sizes, centred."""
+    return torch.tensor([[focal, 0.0, 0.5], [0.0, focal, 0.5], [0.0, 0.0, 1.0]], device=device)
+
+
+def focal_length(field_of_view: float) -> float:
+    """Focal length, in picture sizes, of a full field of view in degrees, measured along the diagonal."""
+    return 1 / (_DIAGONAL * math.tan(math.radians(field_of_view) / 2))
+
+
+def camera_label(cam2world: Tensor, matrix: Tensor) -> Tensor:
+    """Poses (N, 4, 4) and intrinsics (3, 3) or (N, 3, 3) to labels (N, 25)."""
+    matrix = matrix.expand(len(cam2world), 3, 3)
+    return torch.cat([cam2world.flatten(1), matrix.flatten(1).to(cam2world)], dim=1)
+
+
+def split_label(label: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels (N, 25) to poses (N, 4, 4) and intrinsics (N, 3, 3)."""
+    return label[:, :16].unflatten(1, (4, 4)), label[:, 16:25].unflatten(1, (3, 3))
+
+
+def orbit_camera(
+    yaw: Tensor | float,
+    pitch: Tensor | float,
+    *,
+    focal: float = 4.2647,
+    pivot: Sequence[float] | Tensor = (0.0, 0.0, 0.2),
+    radius: float = 2.7,
+) -> Tensor:
+    """Labels (N, 25) of cameras on the orbit; see :func:`look_at` and :func:`intrinsics`."""
+    pose = look_at(yaw, pitch, pivot=pivot, radius=radius)
+    return camera_label(pose, intrinsics(focal, device=pose.device))
+
+
+def frontal_camera(
+    *, focal: float = 4.2647, pivot: Sequence[float] = (0.0, 0.0, 0.2), radius: float = 2.7
+) -> Tensor:
+    """Label (1, 25) of the frontal view, the canonical condition of the mapping network."""
+    return orbit_camera(0.0, 0.0, focal=focal, pivot=pivot, radius=radius)
+
+
+def sample_cameras(
+    count: int,
+    *,
+    yaw_std: float = 0.3,
+    pitch_std: float = 0.155,
+    yaw_limit: float = math.pi / 2,
+    pitch_limit: float = math.pi / 4,
+    focal: float = 4.2647,
+    pivot: Sequence[float] = (0.0, 0.0, 0.2),
+    radius: float = 2.7,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Labels (count, 25) of random views: Gaussian yaw and pitch in radians around the frontal view, clamped."""
+    yaw, pitch = torch.randn(2, count, generator=generator)
+    yaw = (yaw * yaw_std).clamp(-yaw_limit, yaw_limit)
+    pitch = (pitch * pitch_std).clamp(-pitch_limit, pitch_limit)
+    return orbit_camera(yaw, pitch, focal=focal, pivot=pivot, radius=radius)
+
+
+def yaw_pitch(label: Tensor) -> tuple[Tensor, Tensor]:
+    """Yaw and pitch (N,) in radians of the positions of cameras (N, 25): the inverse of :func:`orbit_camera`."""
+    position = split_label(label)[0][:, :3, 3]
+    height = position[:, 1] / position.norm(dim=-1)
+    return torch.atan2(position[:, 0], position[:, 2]), -height * (math.pi / 2)
+
+
+def mirrored_camera(label: Tensor) -> Tensor:
+    """The cameras (N, 25) of mirrored pictures.
+
+    A picture mirrored left to right shows the scene mirrored at the world's plane x = 0. With S = diag(-1, 1, 1) on
+    the world and on the camera's x axis alike, a point p at (u, v) of the picture becomes S p at (1 - u, v): the pose
+    becomes S C S, the horizontal centre c_x becomes 1 - c_x and the skew changes its sign.
+    """
+    cam2world, matrix = split_label(label)
+    flip = torch.tensor([-1.0, 1.0, 1.0, 1.0]).to(label)
+    matrix = matrix.clone()
+    matrix[:, 0, 1] = -matrix[:, 0, 1]
+    matrix[:, 0, 2] = 1 - matrix[:, 0, 2]
+    return camera_label(cam2world * flip[:, None] * flip, matrix)
+
+
+def project(label: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Where world points appear in the pictures.
+
+    Args:
+        label: (N, 25); points: (N, M, 3).
+
+    Returns:
+        (N, M, 2) positions (u, v), [0, 1] inside the picture, u to the right and v down; and (N, M) distances from the
+        plane of the camera, negative behind it (where the positions mean nothing).
+    """
+    cam2world, matrix = split_label(label)
+    in_camera = (points - cam2world[:, None, :3, 3]) @ cam2world[:, :3, :3]  # R^T (p - t), row vectors
+    image = in_camera @ matrix.transpose(1, 2)
+    return image[..., :2] / image[..., 2:], in_camera[..., 2]
+
+
+def parse_camera(values: Sequence[float] | str, where: str = "camera") -> Tensor:
+    """A checked label (1, 25) from numbers, or from text with commas or blanks between them.
+
+    Args:
+        where: what to call the source in error messages, such as the name of a file.
+    """
+    try:
+        numbers = values.replace(",", " ").split() if isinstance(values, str) else list(values)
+        numbers = [float(number) for number in numbers]
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{where}: a camera is {LABEL_SIZE} numbers, and one of these is none: {values!r}"
+        ) from None
+    if len(numbers) != LABEL_SIZE:
+        raise UserError(
+            f"{where}: a camera is {LABEL_SIZE} numbers (4x4 camera-to-world, then 3x3 intrinsics), got {len(numbers)}"
+        )
+    if not all(math.isfinite(number) for number in numbers):
+        raise UserError(f"{where}: the camera has numbers that are not finite")
+    label = torch.tensor([numbers])
+    cam2world, matrix = split_label(label)
+    rotation, matrix = cam2world[0, :3, :3], matrix[0]
+    if not torch.allclose(cam2world[0, 3], torch.tensor([0.0, 0.0, 0.0, 1.0]), atol=_TOLERANCE):
+        raise UserError(
+            f"{where}: the fourth row of camera-to-world must be 0 0 0 1; is the matrix transposed?"
+        )
+    if not torch.allclose(rotation.T @ rotation, torch.eye(3), atol=_TOLERANCE) or rotation.det() < 0:
+        raise UserError(
+            f"{where}: the camera's rotation is not one (orthonormal, right-handed, x right, y down)"
+        )
+    if not torch.allclose(matrix[2], torch.tensor([0.0, 0.0, 1.0]), atol=_TOLERANCE):
+        raise UserError(f"{where}: the third row of the intrinsics must be 0 0 1")
+    if matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
+        raise UserError(f"{where}: the focal lengths must be positive")
+    if not (0 <= matrix[0, 2] <= 1 and 0 <= matrix[1, 2] <= 1):
+        raise UserError(
+            f"{where}: the intrinsics must be divided by the picture's size (centre within 0 and 1)"
+        )
+    return label
+
+
+def _unit(x: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(x, dim=-1)
