@@ -1,0 +1,1 @@
+"""One operation per file, its pure-PyTorch reference beside it; native kernels in ``src``."""

@@ -1,0 +1,1 @@
+"""The networks: mapping, backbone, decoder, super-resolution, discriminators."""
