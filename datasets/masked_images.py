@@ -88,10 +88,10 @@ class _Stored:
 class MaskedImages(torch.utils.data.Dataset[Sample]):
     """Samples in the order of their names.
 
-    ``images``: folder or zip, of either layout above; ``masks`` may be None for the second. ``labels``: a label
-    set or its name. ``mirror`` adds the mirror image of every picture behind the pictures: classes, camera and
-    normals change with it. ``cache`` keeps decoded files in memory (per worker process: call :meth:`preload`
-    first, or use no workers). ``extras``: any of 'normals', 'depth', 'caption'.
+    ``images``: folder or zip, of either layout above; ``masks`` may be None for the second. ``labels``: a
+    label set or its name. ``mirror`` adds the mirror image of every picture behind the pictures: classes,
+    camera and normals change with it. ``cache`` keeps decoded files in memory (per worker process: call
+    :meth:`preload` first, or use no workers). ``extras``: any of 'normals', 'depth', 'caption'.
     """
 
     def __init__(
@@ -182,8 +182,8 @@ class MaskedImages(torch.utils.data.Dataset[Sample]):
             missing = [s for s in stems if s not in available[kind]]
             if missing:
                 raise UserError(
-                    f"{store.locate('')} lacks {len(missing)} of the {len(stems)} files that dataset.json names, "
-                    f"first {missing[0]}.*: `python -m datasets.prepare` lists every problem of a set"
+                    f"{store.locate('')} lacks {len(missing)} of the {len(stems)} files that dataset.json "
+                    f"names, first {missing[0]}.*: `python -m datasets.prepare` lists every problem of a set"
                 )
         unlabelled = len(available["image"]) - len(stems)
         if unlabelled and not quiet:  # a set that is still being rendered has pictures before their labels

@@ -1,1 +1,3 @@
 """Plumbing that knows no torch: typed configuration, atomic files, errors for users."""
+
+__version__ = "0.1.0"
