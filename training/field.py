@@ -91,8 +91,8 @@ class TriplaneField:
 def sdf_gradient(field: Field, points: Tensor, create_graph: bool | None = None) -> Tensor:
     """Gradient of the global signed distance with respect to position, (N, M, 3) -> (N, M, 3), without unit.
 
-    Works under ``torch.no_grad`` too. With ``create_graph`` (default: whether gradients are on) the result can be
-    differentiated with respect to whatever the field is made of, so the field must be right to second order.
+    Works under ``torch.no_grad`` too. With ``create_graph`` (default: whether gradients are on) the result
+    can be differentiated with respect to whatever the field is made of: it must be right to second order.
     """
     if create_graph is None:
         create_graph = torch.is_grad_enabled()

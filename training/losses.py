@@ -25,10 +25,10 @@ def discriminator_real(logits: Tensor) -> Tensor:
 
 
 def r1_per_image(logits: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
-    """Squared gradient of each image's logit: ``|dD/dx|^2``, summed over all inputs (image and raw image alike).
+    """Squared gradient of each image's logit: ``|dD/dx|^2``, summed over all inputs.
 
-    Differentiable. The sum over the batch is differentiated at once, as the published penalty is, so what leaks
-    between images of a batch (its standard deviation is a feature) counts too.
+    Differentiable. The sum over the batch is differentiated at once, as the published penalty is, so what
+    leaks between images of a batch (its standard deviation is a feature) counts too.
 
     Args:
         logits: (N, 1), made from ``inputs``.
@@ -42,7 +42,7 @@ def r1_per_image(logits: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
 
 
 def r1(logits: Tensor, inputs: tuple[Tensor, ...], gamma: float) -> Tensor:
-    """``gamma / 2 * mean |dD/dx|^2``, see :func:`r1_per_image`. Scale it by the number of steps it stands for."""
+    """``gamma / 2 * mean |dD/dx|^2``, see :func:`r1_per_image`. Multiply by the steps it stands for."""
     return r1_per_image(logits, inputs).mean() * (gamma / 2)
 
 

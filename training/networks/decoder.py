@@ -1,7 +1,7 @@
 """The decoder: features of a point to its colour, its signed distance and one signed distance per part.
 
-Method section 2.3. Every head is a two-layer perceptron with softplus in between and the equalised learning rate of
-method section 7 (weights are stored with unit variance and multiplied by 1 / sqrt(fan in) when used).
+Method section 2.3. Every head is a two-layer perceptron with softplus in between and the equalised learning
+rate of method section 7 (weights are stored with unit variance and multiplied by 1 / sqrt(fan in) when used).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from dnnlib.errors import UserError
 
-# Colour features may leave [0, 1] by this much, so that the sigmoid need not saturate to give pure black or white.
+# Colour features may leave [0, 1] by this much, so that black and white need no saturated sigmoid.
 _COLOUR_MARGIN = 0.001
 _BETA_FLOOR = 1e-4
 
@@ -42,9 +42,10 @@ class PartPerceptrons(nn.Module):
 
     Shapes: x (..., channels), W1 (P, width, channels), W2 (P, 1, width); result (..., P).
 
-    Cost per point, forward: 2 channels P width FLOPs for the first layer, which is one matrix product for all heads,
-    P width softplus, and 2 P width for the second. With 19 heads of width 16 on 32 channels that is 20 kFLOP and 304
-    softplus, against 1.1 kFLOP and 16 softplus for one head: this is the most expensive part of the renderer.
+    Cost per point, forward: 2 channels P width FLOPs for the first layer, which is one matrix product for all
+    heads, P width softplus, and 2 P width for the second. With 19 heads of width 16 on 32 channels that is 20
+    kFLOP and 304 softplus, against 1.1 kFLOP and 16 softplus for one head: this is the most expensive part of
+    the renderer.
     """
 
     def __init__(self, parts: int, channels: int, width: int) -> None:
@@ -151,7 +152,7 @@ def _equalised(weight: Tensor) -> Tensor:
 
 
 def _published(prefix: str, head: nn.Module, part: int | None = None) -> dict[str, Tensor]:
-    """Published names (layer 1 is the softplus) to the tensors of one head, or of one part of a batched one."""
+    """Published names (layer 1 is the softplus) to the tensors of a head, or of one part of a batched one."""
     layers = {"0": (head.weight1, head.bias1), "2": (head.weight2, head.bias2)}
     named = {}
     for layer, (weight, bias) in layers.items():

@@ -1,8 +1,8 @@
 """Cameras: poses on an orbit around the head, intrinsics, and the 25 numbers that label a picture.
 
-A label is a 4x4 OpenCV camera-to-world matrix, row by row (camera x right, y down, z forward; world y up), then the
-3x3 intrinsics, row by row, for a picture of size 1 x 1 whose origin is the top left corner. The frontal camera is on
-the world's positive z axis.
+A label is a 4x4 OpenCV camera-to-world matrix, row by row (camera x right, y down, z forward; world y up),
+then the 3x3 intrinsics, row by row, for a picture of size 1 x 1 whose origin is the top left corner. The
+frontal camera is on the world's positive z axis.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ def look_at(
     """Poses of cameras on a sphere around the origin that look at ``pivot``, upright.
 
     The position is ``radius (sin(polar) sin(yaw), cos(polar), sin(polar) cos(yaw))`` with
-    ``cos(polar) = -2 pitch / pi``: the height is linear in the pitch, so that a uniform pitch is uniform on the sphere.
-    Positive yaw moves the camera to the world's +x, positive pitch moves it down; (0, 0) is the frontal view.
+    ``cos(polar) = -2 pitch / pi``: the height is linear in the pitch, so that a uniform pitch is uniform on
+    the sphere. Positive yaw moves the camera to the world's +x, positive pitch moves it down; (0, 0) is the
+    frontal view.
 
     Args:
         yaw, pitch: (N,) or scalars, radians; pitch in [-pi/2, pi/2].
@@ -114,7 +115,7 @@ def sample_cameras(
     radius: float = 2.7,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Labels (count, 25) of random views: Gaussian yaw and pitch in radians around the frontal view, clamped."""
+    """Labels (count, 25) of random views: Gaussian yaw and pitch (rad) around the frontal view, clamped."""
     yaw, pitch = torch.randn(2, count, generator=generator)
     yaw = (yaw * yaw_std).clamp(-yaw_limit, yaw_limit)
     pitch = (pitch * pitch_std).clamp(-pitch_limit, pitch_limit)
@@ -122,7 +123,7 @@ def sample_cameras(
 
 
 def yaw_pitch(label: Tensor) -> tuple[Tensor, Tensor]:
-    """Yaw and pitch (N,) in radians of the positions of cameras (N, 25): the inverse of :func:`orbit_camera`."""
+    """Yaw and pitch (N,), in radians, of cameras (N, 25) on the orbit: undoes :func:`orbit_camera`."""
     position = split_label(label)[0][:, :3, 3]
     height = position[:, 1] / position.norm(dim=-1)
     return torch.atan2(position[:, 0], position[:, 2]), -height * (math.pi / 2)
@@ -131,9 +132,10 @@ def yaw_pitch(label: Tensor) -> tuple[Tensor, Tensor]:
 def mirrored_camera(label: Tensor) -> Tensor:
     """The cameras (N, 25) of mirrored pictures.
 
-    A picture mirrored left to right shows the scene mirrored at the world's plane x = 0. With S = diag(-1, 1, 1) on
-    the world and on the camera's x axis alike, a point p at (u, v) of the picture becomes S p at (1 - u, v): the pose
-    becomes S C S, the horizontal centre c_x becomes 1 - c_x and the skew changes its sign.
+    A picture mirrored left to right shows the scene mirrored at the world's plane x = 0. With
+    S = diag(-1, 1, 1) on the world and on the camera's axes alike, a point p at (u, v) of the picture becomes
+    S p at (1 - u, v): the pose becomes S C S, the horizontal centre c_x becomes 1 - c_x and the skew changes
+    its sign.
     """
     cam2world, matrix = split_label(label)
     flip = torch.tensor([-1.0, 1.0, 1.0, 1.0]).to(label)
@@ -150,8 +152,8 @@ def project(label: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         label: (N, 25); points: (N, M, 3).
 
     Returns:
-        (N, M, 2) positions (u, v), [0, 1] inside the picture, u to the right and v down; and (N, M) distances from the
-        plane of the camera, negative behind it (where the positions mean nothing).
+        (N, M, 2) positions (u, v), [0, 1] inside the picture, u to the right and v down; and (N, M) distances
+        from the plane of the camera, negative behind it (where the positions mean nothing).
     """
     cam2world, matrix = split_label(label)
     in_camera = (points - cam2world[:, None, :3, 3]) @ cam2world[:, :3, :3]  # R^T (p - t), row vectors
@@ -174,7 +176,8 @@ def parse_camera(values: Sequence[float] | str, where: str = "camera") -> Tensor
         ) from None
     if len(numbers) != LABEL_SIZE:
         raise UserError(
-            f"{where}: a camera is {LABEL_SIZE} numbers (4x4 camera-to-world, then 3x3 intrinsics), got {len(numbers)}"
+            f"{where}: a camera is {LABEL_SIZE} numbers (4x4 camera-to-world, then 3x3 intrinsics), "
+            f"got {len(numbers)}"
         )
     if not all(math.isfinite(number) for number in numbers):
         raise UserError(f"{where}: the camera has numbers that are not finite")

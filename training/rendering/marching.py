@@ -1,9 +1,9 @@
 """Volume rendering of samples that are sorted along their rays.
 
-The method averages colour, density and depth between neighbouring samples, so S samples make S - 1 intervals and
-there is no last, infinite one. With interval weights w_i the picture is ``sum_i w_i (c_i + c_{i+1}) / 2``. That is
-``sum_i v_i c_i`` with ``v_i = (w_{i-1} + w_i) / 2``: the weights are moved to the samples once, and colours, masks and
-normals need neither averaging nor sorting.
+The method averages colour, density and depth between neighbouring samples, so S samples make S - 1 intervals
+and there is no last, infinite one. With interval weights w_i the picture is
+``sum_i w_i (c_i + c_{i+1}) / 2``. That is ``sum_i v_i c_i`` with ``v_i = (w_{i-1} + w_i) / 2``: the weights
+are moved to the samples once, and colours, masks and normals need neither averaging nor sorting.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def interval_weights(density: Tensor, depth: Tensor, marching: str) -> Tensor:
     if marching == "published":
         middle = functional.softplus(middle - 1)
     thickness = middle * (depth[..., 1:] - depth[..., :-1])
-    # The published product of (1 - alpha + 1e-10) is this exponential, up to that 1e-10 which keeps it from zero.
+    # The published product of (1 - alpha + 1e-10) is this exponential, up to the 1e-10 that keeps it from 0.
     before = functional.pad(torch.cumsum(thickness, dim=-1)[..., :-1], (1, 0))
     return torch.exp(-before) * -torch.expm1(-thickness)
 
@@ -51,7 +51,7 @@ def composite(values: Tensor, weights: Tensor) -> Tensor:
 def expected_depth(depth: Tensor, weights: Tensor) -> Tensor:
     """``sum(v z) / sum(v)`` over (..., S) -> (...); infinity where the ray meets nothing at all.
 
-    The division is masked, not repaired afterwards: its gradient is zero, not NaN, where all weights are zero.
+    The division is masked, not repaired afterwards: the gradient is 0, not NaN, where all weights are 0.
     """
     total = weights.sum(-1)
     met = total > 0

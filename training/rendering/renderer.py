@@ -79,15 +79,16 @@ def render(
 ) -> VolumeRendering:
     """Renders rays through a field.
 
-    Stratified samples, then importance samples where the coarse pass found something, merged (method section 8).
-    Every sample is evaluated once: the coarse pass and the final one share their values.
+    Stratified samples, then importance samples where the coarse pass found something, merged (method
+    section 8). Every sample is evaluated once: the coarse pass and the final one share their values.
 
     Args:
         field: what is rendered.
         origins, directions: (N, R, 3); directions of unit length. Scene n of the field is seen along rays n.
-        proposals: fields whose coarse passes choose the importance samples, ``samples_fine / len(proposals)`` each;
-            by default the rendered field itself. Give several when one surface must not hide another's, as in edits.
-        generator: source of randomness on the rays' device; the same one gives the same samples for any ``chunk``.
+        proposals: fields whose coarse passes choose the importance samples, ``samples_fine / len(proposals)``
+            each; by default the rendered field itself. An edit gives the old and the new one, so that neither
+            surface is missed.
+        generator: source of randomness on the rays' device; it gives the same samples whatever ``chunk`` is.
     """
     offsets, quantiles = _draw(origins, options, max(1, len(proposals)), generator)
     scenes, rays = origins.shape[:2]
@@ -225,7 +226,7 @@ def _integrate(samples: RaySamples, options: RenderOptions) -> tuple[VolumeRende
 
 
 def _weights(density: Tensor, depth: Tensor, order: Tensor, options: RenderOptions) -> Tensor:
-    """Densities (..., S) in any order, sorted depths and the order that sorted them, to weights in the first order.
+    """Densities (..., S) in the samples' order, sorted depths and what sorted them, to weights (..., S).
 
     Bringing the weights back to the order of the samples is far cheaper than sorting colours and parts.
     """

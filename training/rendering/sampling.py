@@ -1,4 +1,4 @@
-"""Where along a ray to look: stratified depths, then depths drawn where the coarse weights are (method section 8)."""
+"""Where along a ray to look: stratified depths, then more where the coarse weights are (method section 8)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def stratified(near: float, far: float, offsets: Tensor) -> Tensor:
     """Depths ``linspace(near, far, S) + u (far - near) / (S - 1)``.
 
     Args:
-        near, far: ends of the ray, in world units from its origin; the last sample lies up to one step beyond ``far``.
+        near, far: ends of the ray, in world units from its origin; the last sample may lie one step beyond.
         offsets: (..., S) u in [0, 1), S >= 2; all 0.5 when deterministic.
 
     Returns:
@@ -34,7 +34,8 @@ def importance(depths: Tensor, weights: Tensor, u: Tensor) -> Tensor:
         u: (..., K) in [0, 1]; linspace(0, 1, K) when deterministic.
 
     Returns:
-        (..., K) new depths, between the first and the last midpoint of the coarse depths; ascending where u is.
+        (..., K) new depths, between the first and the last midpoint of the coarse depths; ascending
+        where u is.
     """
     padded = torch.nn.functional.pad(weights, (1, 1), value=0.0)
     widened = torch.maximum(padded[..., :-1], padded[..., 1:])  # (..., S)

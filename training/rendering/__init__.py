@@ -1,0 +1,1 @@
+"""From a camera and a field to pictures."""
