@@ -1,4 +1,4 @@
-"""Camera labels as data sets hold them: making, checking and mirroring, in numpy.
+"""Camera labels as data sets hold them: making, reading, checking and mirroring, in numpy.
 
 A label is 25 floats: the 4 x 4 OpenCV camera-to-world matrix, row-major (camera x right, y down, z forward;
 world y up), then the 3 x 3 intrinsics divided by the image size.
@@ -7,12 +7,28 @@ world y up), then the 3 x 3 intrinsics divided by the image size.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from dnnlib.errors import UserError
 
 SIZE = 25  # floats in a label
 RADIUS = 2.7  # default distance of orbit cameras from the pivot, world units
 FOCAL = 4.2647  # default focal length divided by the image size
+
+Cameras = dict[str, np.ndarray | None]  # by picture name; None where the file holds something else
+
+
+@dataclass(frozen=True)
+class Orbit:
+    """How cameras that are given as yaw and pitch become labels."""
+
+    pivot: tuple[float, float, float]  # point they look at, world units
+    radius: float = RADIUS  # distance from the world's origin
+    focal: float = FOCAL  # focal length divided by the image size
+    degrees: bool = False  # angles are in degrees, not radians
 
 
 def orbit_camera(
@@ -54,6 +70,40 @@ def mirror_camera(label: np.ndarray) -> np.ndarray:
     mirrored[..., 17] *= -1.0  # skew
     mirrored[..., 18] = 1.0 - mirrored[..., 18]  # cx
     return mirrored
+
+
+def read_cameras(
+    content: Any, where: str, orbit: Orbit, problems: list[str]
+) -> tuple[Cameras, dict[str, str]]:
+    """Cameras (25,) float32 and captions by name, from the JSON ``content`` of the file ``where``.
+
+    Forms: {"labels": [[name, [25 floats]], ...], "captions": {name: text}}, {name: {"yaw": a, "pitch": b}} or
+    {name: [25 floats]}. Malformed entries become None and a line of ``problems``.
+    """
+    captions: dict[str, str] = {}
+    if isinstance(content, dict) and "labels" in content:
+        entries = content["labels"] or []
+        captions = {str(name): str(text) for name, text in (content.get("captions") or {}).items()}
+    elif isinstance(content, dict):
+        entries = list(content.items())
+    else:
+        raise UserError(
+            f'{where} is neither {{"labels": [...]}} nor {{"name.png": {{"yaw": 0, "pitch": 0}}}}'
+        )
+    cameras: Cameras = {}
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, (list, tuple)) or len(entry) != 2:
+            problems.append(f'{where}: label {number} is not ["name.png", [25 floats]]')
+            continue
+        name = str(entry[0])
+        if name in cameras:
+            problems.append(f"{where}: {name} is given twice")
+        try:
+            cameras[name] = _camera(entry[1], orbit)
+        except UserError as error:
+            cameras[name] = None
+            problems.append(f"{where}: {name} {error}")
+    return cameras, captions
 
 
 def camera_problems(label: np.ndarray) -> list[str]:
@@ -105,3 +155,27 @@ def _intrinsics_problems(intrinsics: np.ndarray) -> list[str]:
     if np.abs(intrinsics[2] - [0, 0, 1]).max() > 1e-4 or abs(intrinsics[1, 0]) > 1e-4:
         problems.append("the intrinsics are not [[fx, s, cx], [0, fy, cy], [0, 0, 1]], row-major")
     return problems
+
+
+def _camera(value: Any, orbit: Orbit) -> np.ndarray:
+    """A label from a list of numbers or from {'yaw', 'pitch'}; what it holds is not checked."""
+    if not isinstance(value, dict):
+        try:
+            return np.array(value, dtype=np.float32).reshape(-1)
+        except (TypeError, ValueError) as error:
+            raise UserError("has neither 25 numbers nor yaw and pitch") from error
+    if set(value) != {"yaw", "pitch"}:
+        raise UserError(f"has the keys {', '.join(map(str, value)) or 'none'}; expected yaw and pitch")
+    try:
+        yaw, pitch = float(value["yaw"]), float(value["pitch"])
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"has yaw {value['yaw']!r}, pitch {value['pitch']!r}: both must be numbers"
+        ) from error
+    if orbit.degrees:
+        yaw, pitch = math.radians(yaw), math.radians(pitch)
+    if not (abs(yaw) <= math.pi and abs(pitch) < math.pi / 2):
+        raise UserError(
+            f"has yaw {value['yaw']}, pitch {value['pitch']}, out of range: give radians, or use --degrees"
+        )
+    return orbit_camera(yaw, pitch, orbit.pivot, orbit.radius, orbit.focal)
