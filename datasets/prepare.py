@@ -209,9 +209,9 @@ def main(
 ) -> None:
     """Check pictures, masks and cameras, and convert them to a set for training.
 
-    The cameras' file is a dataset.json, {"labels": [["name.png", [25 floats]], ...]}, or {"name.png": {"yaw":
-    The cameras' file is a dataset.json, {"labels": [["name.png", [25 floats]], ...]}, or it is {"name.png":
-    viewer's right, so that more of that side of the picture's head shows; positive pitch moves it down.
+    The cameras' file is a dataset.json, {"labels": [["name.png", [25 floats]], ...]}, or a JSON object
+    {"name.png": {"yaw": 0.1, "pitch": 0}, ...}. Yaw and pitch are offsets from the frontal view: positive yaw
+    moves the camera to the viewer's right, positive pitch moves it down.
     """
     chosen = label_set(labels)
     if out is not None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
