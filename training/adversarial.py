@@ -1,0 +1,254 @@
+"""Phase (b): the generator against two discriminators, one of pictures and one of pictures with masks (section 3).
+
+A step is: the generator's losses; every few steps, the regularisation of its density; then both discriminators on
+the pictures that the generator has just made, which are therefore rendered once; every few steps, R1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from datasets.masked_images import Batch
+from training import augment, losses
+from training.config import TrainConfig
+from training.generator import Want
+from training.phases import Context, Term, geometry_terms, local_batch, passes, total
+from training.schedules import Moment, average_decay, moment
+from training.updates import Updater, frozen, update_average
+from training.views import Views, fake_views, prepare, real_views
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """What N scenes are made from."""
+
+    z: Tensor  # (N, z_dim)
+    camera: Tensor  # (N, 25) the view
+    conditioning: Tensor  # (N, 25) the camera that the mapping is told: the view's, or another picture's
+
+    def __getitem__(self, part: slice) -> Scenes:
+        return Scenes(self.z[part], self.camera[part], self.conditioning[part])
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+
+def draw_scenes(z_dim: int, camera: Tensor, swap_probability: float) -> Scenes:
+    """Latents for the given views. A conditioning camera is its neighbour's with the given probability, so that the
+    mapping cannot rely on it for what the view shows."""
+    z = torch.randn(len(camera), z_dim, device=camera.device)
+    swapped = torch.rand(len(camera), 1, device=camera.device) < swap_probability
+    return Scenes(z, camera, torch.where(swapped, camera.roll(1, 0), camera))
+
+
+class AdversarialPhase:
+    """See the module. Losses by name and weight: :class:`training.config.LossConfig`."""
+
+    name = "adversarial"
+    extras = ()
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        config: TrainConfig = context.config
+        self.config = config
+        self.batch = config.batch
+        self.length = round(config.kimg * 1000)
+        self.local = local_batch(config.batch, "batch")
+        self.steps = 0
+        self.strength = augment.Strength(config.augment, context.device)
+        self.deterministic = False  # tests compare runs that draw their ray samples differently
+        models, guard, betas = context.models, context.guard, config.adam_betas
+        self.generator_updater = Updater(
+            "generator",
+            models.generator.parameters(),
+            guard,
+            lr=config.lr_generator,
+            betas=betas,
+            lazy_every=config.loss.density_regularisation_every if config.loss.density_regularisation else 0,
+        )
+        self.discriminator_updaters = [
+            Updater(
+                what,
+                network.parameters(),
+                guard,
+                lr=config.lr_discriminator,
+                betas=betas,
+                lazy_every=config.loss.r1_every if config.loss.gamma else 0,
+            )
+            for what, network in (
+                ("discriminator", models.discriminator),
+                ("mask discriminator", models.discriminator_mask),
+            )
+        ]
+
+    def step(self, batch: Batch, images: int) -> None:
+        """One step with this process's share of real pictures, after ``images`` images of this phase."""
+        config, models = self.config, self.context.models
+        now = moment(config.schedule, images, config.batch)
+        scenes = draw_scenes(config.generator.z_dim, batch.camera, now.swap_probability)
+        with frozen(models.discriminator, models.discriminator_mask):
+            fakes = self.generator_gradients(scenes, now)
+            self.generator_updater.apply()
+        if self._due(config.loss.density_regularisation_every, config.loss.density_regularisation):
+            self.density_gradients(draw_scenes(config.generator.z_dim, batch.camera, now.swap_probability))
+            self.generator_updater.apply()
+        reals = real_views(batch.image, batch.mask, config.generator.parts, now.raw_resolution)
+        self.discriminator_gradients(reals, fakes, batch.camera, now)
+        self._apply_discriminators()
+        if self._due(config.loss.r1_every, config.loss.gamma):
+            self.r1_gradients(reals, batch.camera, now)
+            self._apply_discriminators()
+        decay = average_decay(config.ema_kimg, config.ema_rampup, images, config.batch)
+        update_average(models.average, models.generator, decay)
+        self.steps += 1
+
+    def generator_gradients(self, scenes: Scenes, now: Moment) -> list[Views]:
+        """Adds the gradients of the generator's losses; returns what it made, without graph, pass by pass."""
+        fakes = []
+        for part, share in passes(len(scenes), self.config.batch_per_pass):
+            views, terms = self._generator_terms(scenes[part], now)
+            (total(terms, self.context.curves) * share).backward()
+            fakes.append(views.detach())
+        return fakes
+
+    def _generator_terms(self, scenes: Scenes, now: Moment) -> tuple[Views, list[Term]]:
+        models, config = self.context.models, self.config.loss
+        generator = models.generator
+        ws = generator.map(scenes.z, scenes.conditioning, update_average=True)
+        field = generator.field(generator.planes(ws, noise_mode="random"))
+        rendering = generator.synthesise(
+            ws,
+            scenes.camera,
+            field=field,
+            raw_resolution=now.raw_resolution,
+            want=Want(samples=True, parts=config.part_colour > 0),
+            deterministic=self.deterministic,
+        )
+        views = fake_views(rendering)
+        shown = self._shown(views, now)
+        logits = models.discriminator(shown.image, shown.image_raw, scenes.camera)
+        terms = [Term("generator/image", 1.0, losses.generator_adversarial(logits))]
+        if config.mask_adversarial:
+            # the mask must follow the picture, not the picture the mask: RGB is detached here
+            colourless = Views(shown.image.detach(), shown.image_raw.detach(), shown.mask, shown.mask_raw)
+            logits = models.discriminator_mask(*colourless.with_mask(), scenes.camera)
+            terms.append(
+                Term("generator/mask", config.mask_adversarial, losses.generator_adversarial(logits))
+            )
+        terms += geometry_terms(config, field, rendering.samples)
+        if config.part_colour:
+            value = losses.part_colour(rendering.part_images, rendering.image_raw, rendering.mask_raw)
+            terms.append(Term("generator/part_colour", config.part_colour, value))
+        return views, terms
+
+    def density_gradients(self, scenes: Scenes) -> None:
+        """Adds the gradients of the lazy density regularisation."""
+        config, generator = self.config.loss, self.context.models.generator
+        for part, share in passes(len(scenes), self.config.batch_per_pass):
+            some = scenes[part]
+            field = generator.field(
+                generator.planes(generator.map(some.z, some.conditioning), noise_mode="random")
+            )
+            points, nearby = losses.nearby_points(
+                len(some),
+                config.density_regularisation_points,
+                box_warp=self.config.generator.camera.box_warp,
+                distance=config.density_regularisation_distance,
+                device=some.z.device,
+            )
+            density = field.density(field.sdf(torch.cat([points, nearby], dim=1)))
+            value = losses.density_smoothness(*density.chunk(2, dim=1))
+            weight = config.density_regularisation * config.density_regularisation_every
+            (total([Term("shape/density_smoothness", weight, value)], self.context.curves) * share).backward()
+
+    def discriminator_gradients(self, reals: Views, fakes: list[Views], camera: Tensor, now: Moment) -> None:
+        """Adds the gradients of both discriminators on real and generated pictures."""
+        curves = self.context.curves
+        for (part, share), fake in zip(passes(len(camera), self.config.batch_per_pass), fakes, strict=True):
+            shown_fake = self._shown(fake, now)
+            shown_real = self._shown(_part(reals, part), now)
+            loss = 0.0
+            for name, network, inputs_fake, inputs_real in self._judges(shown_fake, shown_real):
+                logits_fake = network(*inputs_fake, camera[part])
+                logits_real = network(*inputs_real, camera[part])
+                if name == "image":
+                    self.strength.observe(logits_real)
+                curves.add(f"discriminator/{name}_real_sign", logits_real.sign())
+                terms = [
+                    Term(f"discriminator/{name}_fake", 1.0, losses.discriminator_fake(logits_fake)),
+                    Term(f"discriminator/{name}_real", 1.0, losses.discriminator_real(logits_real)),
+                ]
+                loss = loss + total(terms, curves)
+            (loss * share).backward()
+        self.strength.advance(self.config.batch)
+        curves.add("augment/strength", self.strength.value)
+
+    def r1_gradients(self, reals: Views, camera: Tensor, now: Moment) -> None:
+        """Adds the gradients of the lazy R1 penalty of both discriminators, on picture and raw picture alike."""
+        config = self.config.loss
+        for part, share in passes(len(camera), self.config.batch_per_pass):
+            leaves = Views(*(x[part].detach().requires_grad_() for x in _tensors(reals)))
+            shown = self._shown(leaves, now)
+            loss = 0.0
+            for name, network, inputs, _ in self._judges(shown, shown):
+                seen = (leaves.image, leaves.image_raw)
+                if name == "mask":
+                    seen += (leaves.mask, leaves.mask_raw)
+                penalty = losses.r1_per_image(network(*inputs, camera[part]), seen).mean()
+                gamma = config.gamma * (config.gamma_mask if name == "mask" else 1.0)
+                term = Term(f"discriminator/{name}_r1", gamma / 2 * config.r1_every, penalty)
+                loss = loss + total([term], self.context.curves)
+            (loss * share).backward()
+
+    def _judges(self, fake: Views, real: Views) -> list[tuple]:
+        """(name, network, what it is shown of the fakes, and of the real ones) of both discriminators."""
+        models = self.context.models
+        judges = [
+            ("image", models.discriminator, (fake.image, fake.image_raw), (real.image, real.image_raw)),
+        ]
+        if self.config.loss.mask_adversarial:
+            judges.append(("mask", models.discriminator_mask, fake.with_mask(), real.with_mask()))
+        return judges
+
+    def _shown(self, views: Views, now: Moment) -> Views:
+        drawn = None
+        if self.strength.enabled:
+            drawn = augment.draw(
+                len(views.image), self.strength.value, now.raw_resolution, views.image.device
+            )
+        return prepare(views, blur_share=now.blur, augmentation=drawn)
+
+    def _apply_discriminators(self) -> None:
+        for updater in self.discriminator_updaters:
+            updater.apply()
+
+    def _due(self, every: int, weight: float) -> bool:
+        return bool(weight) and self.steps % every == 0
+
+    def state_dict(self) -> dict:
+        return {
+            "steps": self.steps,
+            "strength": self.strength.state_dict(),
+            "generator_optimiser": self.generator_updater.state_dict(),
+            "discriminator_optimisers": [updater.state_dict() for updater in self.discriminator_updaters],
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.steps = state["steps"]
+        self.strength.load_state_dict(state["strength"])
+        self.generator_updater.load_state_dict(state["generator_optimiser"])
+        for updater, saved in zip(
+            self.discriminator_updaters, state["discriminator_optimisers"], strict=True
+        ):
+            updater.load_state_dict(saved)
+
+
+def _tensors(views: Views) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return views.image, views.image_raw, views.mask, views.mask_raw
+
+
+def _part(views: Views, part: slice) -> Views:
+    return Views(*(x[part] for x in _tensors(views)))

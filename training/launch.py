@@ -1,0 +1,99 @@
+"""From a command line to a run: which configuration, which folder, what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from dnnlib import config as config_files
+from dnnlib.errors import UserError, did_you_mean
+from training import loop, summary
+from training.config import TrainConfig
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+TRY = "python train_generator.py --cfg portraits-64"  # trains on what is bundled
+# option of the command line -> field that it sets
+_FIELDS = {
+    "data": "data.images",
+    "masks": "data.masks",
+    "kimg": "kimg",
+    "batch": "batch",
+    "gamma": "loss.gamma",
+    "aug": "augment.mode",
+    "seed": "seed",
+    "workers": "data.workers",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to train and where."""
+
+    config: TrainConfig
+    outdir: Path
+    resume: Path | None
+
+
+def resolve(
+    *,
+    cfg: str | None,
+    outdir: Path | None,
+    resume: Path | None,
+    overrides: Sequence[str] = (),
+    **options: str | float | None,
+) -> Run:
+    """The configuration of ``cfg`` (or of the run to resume) with the options and ``a.b=c`` overrides on top."""
+    source = _source(cfg, resume)
+    given = [f"{_FIELDS[name]}={value}" for name, value in options.items() if value is not None]
+    config = config_files.load(TrainConfig, source, [*given, *overrides])
+    if outdir is None:
+        outdir = _folder(resume) if resume is not None else Path("runs") / source.stem
+    return Run(config, outdir, resume)
+
+
+def dry_run(run: Run) -> str:
+    """The configuration as YAML, its cost, and where results would go."""
+    text = yaml.safe_dump(config_files.to_dict(run.config), sort_keys=False, default_flow_style=None)
+    return f"{text}\n{summary.describe(run.config)}\nresults would go to {run.outdir}"
+
+
+def start(run: Run, *, minutes: float | None = None) -> None:
+    """Trains; first says in one line what is missing."""
+    config = run.config
+    if not config.data.images:
+        side = config.generator.resolution
+        raise UserError(
+            f"no pictures: give --data (folder or zip of {side}x{side} images with dataset.json) and --masks (the "
+            f"{config.generator.labels} masks of the same stems), see docs/data.md; to try it on bundled data: {TRY}"
+        )
+    if run.resume is None and run.outdir.is_dir() and any(run.outdir.glob("training-state-*.safetensors")):
+        raise UserError(
+            f"{run.outdir} holds a run already: go on with --resume {run.outdir}, or give another --outdir"
+        )
+    loop.train(config, run.outdir, resume=run.resume, minutes=minutes)
+
+
+def _source(cfg: str | None, resume: Path | None) -> Path:
+    if cfg is None:
+        if resume is None:
+            raise UserError(f"give --cfg: {', '.join(_bundled())}, or a YAML file; to try it: {TRY}")
+        saved = _folder(resume) / loop.CONFIG_FILE
+        if not saved.is_file():
+            raise UserError(f"--resume {resume}: {saved} is not there, so say which configuration with --cfg")
+        return saved
+    if Path(cfg).suffix in (".yaml", ".yml", ".json"):
+        return Path(cfg)
+    if cfg not in _bundled():
+        raise UserError(f"--cfg {cfg} is neither a YAML file nor bundled; {did_you_mean(cfg, _bundled())}")
+    return CONFIGS / f"{cfg}.yaml"
+
+
+def _bundled() -> list[str]:
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def _folder(resume: Path) -> Path:
+    return resume if resume.is_dir() else resume.parent

@@ -1,0 +1,378 @@
+"""The training loop: runs the phases one after another, feeds them, and writes what they leave behind."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from datasets.masked_images import Batch, MaskedImages, collate, infinite_sampler
+from dnnlib import config as config_files
+from dnnlib.errors import UserError
+from torch_utils import checkpoint, distributed
+from training import generator as generators
+from training import snapshots
+from training.adversarial import AdversarialPhase
+from training.config import TrainConfig
+from training.curves import Curves, CurveWriter
+from training.phases import Context, Phase, SpherePhase, build_models, local_batch
+from training.schedules import moment
+from training.updates import FiniteGuard
+from training.warmstart import WarmStartPhase
+
+PHASES = ("sphere", "warm_start", "adversarial")
+CONFIG_FILE = "config.yaml"
+_SPHERE_LINES = 10  # lines that the sphere phase writes to the curves
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Images count over all processes."""
+
+    phase: int = 0  # index into PHASES
+    images: int = 0  # of this phase
+    total: int = 0  # of all phases that see pictures
+    position: int = 0  # samples drawn from the data set
+    seconds: float = 0.0  # spent training
+
+
+class Trainer:
+    """One run. ``Trainer(...).run()`` does what is left of it."""
+
+    def __init__(
+        self, config: TrainConfig, outdir: Path, device: torch.device, resume: Path | None = None
+    ) -> None:
+        self.config = config
+        self.outdir = Path(outdir)
+        self.device = device
+        self.progress = Progress()
+        torch.manual_seed(config.seed)
+        models = build_models(config, device)
+        # networks begin alike everywhere, what is drawn from here on differs
+        torch.manual_seed(config.seed * 7919 + distributed.rank() + 1)
+        self.context = Context(config, models, Curves(), FiniteGuard(config.max_nonfinite), device)
+        self.data = self._open_data(())
+        self.scenes = snapshots.fixed_scenes(config.generator.z_dim, self.data.cameras(), config.seed, device)
+        self.phase: Phase
+        if resume is not None:
+            self._resume(resume)
+        else:
+            self._enter_phase()
+
+    def run(self, minutes: float | None = None) -> bool:
+        """Trains until the last phase is finished (True), or until a signal or the time limit (False)."""
+        main = distributed.is_main()
+        if main:
+            self.outdir.mkdir(parents=True, exist_ok=True)
+            config_files.save(self.config, self.outdir / CONFIG_FILE)
+        self.writer = CurveWriter(self.outdir, self.progress.total) if main else None
+        self._since = (time.monotonic(), self.progress.total)
+        saved_at = None
+        with StopSignals(minutes) as stop:
+            while not (self.finished or stop.asked()):
+                for _ in self._steps(stop):
+                    if self._crossed(self.config.snapshot_kimg):
+                        saved_at = self.save()
+                if self.progress.images >= self.phase.length:
+                    self._write_grid()
+                    self._enter_phase()
+            if saved_at != asdict(self.progress):
+                self.save()
+        if self.writer:
+            self.writer.close()
+        return self.finished
+
+    def _steps(self, stop: StopSignals) -> Iterator[None]:
+        """Steps of the present phase; yields after each."""
+        phase, progress = self.phase, self.progress
+        batches = self._batches()
+        bar = tqdm(
+            total=phase.length,
+            initial=progress.images,
+            desc=phase.name,
+            unit="img",
+            disable=not distributed.is_main(),
+            mininterval=1.0,
+        )
+        with bar:
+            while progress.images < phase.length and not stop.asked():
+                started = time.monotonic()
+                batch = next(batches) if batches is not None else None
+                phase.step(batch, progress.images)
+                self._count()
+                progress.seconds += time.monotonic() - started
+                bar.update(phase.batch)
+                if self._due_line():
+                    self._write_line(bar)
+                if self._crossed(self.config.image_kimg):
+                    self._write_grid()
+                yield
+
+    def _count(self) -> None:
+        self._before = self.progress.total
+        self.progress.images += self.phase.batch
+        if self.phase.extras is not None:
+            self.progress.total += self.phase.batch
+            self.progress.position += self.phase.batch
+
+    def _crossed(self, kimg: float) -> bool:
+        """Whether the last step passed a multiple of so many thousand images."""
+        every = max(1, round(kimg * 1000))
+        return self.progress.total // every > self._before // every
+
+    def _due_line(self) -> bool:
+        if self.phase.extras is None:
+            every = max(1, self.config.sphere.steps // _SPHERE_LINES) * self.phase.batch
+            return self.progress.images % every == 0
+        return self._crossed(self.config.log_kimg)
+
+    def _write_line(self, bar: tqdm) -> None:
+        values = self.context.curves.collect()
+        if self.writer is None:
+            return
+        since, total = self._since
+        self._since = (time.monotonic(), self.progress.total)
+        values |= self._state_of_affairs()
+        values["progress/images_per_second"] = (self.progress.total - total) / max(
+            time.monotonic() - since, 1e-9
+        )
+        self.writer.write(self.progress.total, {"phase": self.phase.name, **values})
+        shown = {name.split("/")[1]: f"{value:.3g}" for name, value in values.items() if name in _ON_THE_BAR}
+        bar.set_postfix(shown, refresh=False)
+
+    def _state_of_affairs(self) -> dict[str, float]:
+        config, progress = self.config, self.progress
+        values = {
+            "progress/phase_kimg": progress.images / 1000,
+            "progress/hours": progress.seconds / 3600,
+            "progress/nonfinite_steps": self.context.guard.count,
+            "progress/peak_memory_gb": _peak_memory_gb(self.device),
+            "shape/beta": self.context.models.generator.decoder.sigmoid_beta.item(),
+        }
+        if self.phase.name == "adversarial":
+            now = moment(config.schedule, progress.images, config.batch)
+            values |= {
+                "schedule/swap_probability": now.swap_probability,
+                "schedule/blur_pixels": now.blur * config.generator.resolution,
+                "schedule/raw_resolution": now.raw_resolution,
+            }
+        return values
+
+    def _write_grid(self) -> None:
+        if distributed.is_main():
+            path = self.outdir / f"grid-{self.progress.total // 1000:06d}.png"
+            snapshots.write_grid(path, self.context.models.average, self.scenes)
+
+    def save(self) -> dict:
+        """Writes the generator and the state to resume from; returns the progress that they stand for."""
+        states = _random_states()
+        if distributed.is_main():
+            total = self.progress.total
+            self.context.models.average.save(
+                snapshots.snapshot_path(self.outdir, total), {"images": total, "phase": self.phase.name}
+            )
+            snapshots.save_state(self.outdir, total, self.state_dict(states))
+        distributed.barrier()
+        return asdict(self.progress)
+
+    def state_dict(self, random_states: list[dict]) -> dict:
+        """Everything that the run needs to go on as if it had not stopped."""
+        return {
+            "progress": asdict(self.progress),
+            "phase_name": self.phase.name,
+            "nonfinite": self.context.guard.count,
+            "models": {name: module.state_dict() for name, module in self.context.models.named().items()},
+            "phase": self.phase.state_dict(),
+            "random": random_states,
+        }
+
+    def _resume(self, source: Path) -> None:
+        if source.is_file() and checkpoint.load_meta(source).get("format") == generators.FORMAT:
+            self._start_from(source)
+            return
+        state, path = snapshots.load_state(source, self.device)
+        self.progress = Progress(**state["progress"])
+        self.context.guard.count = state["nonfinite"]
+        for name, module in self.context.models.named().items():
+            _load(module, state["models"][name], path)
+        self._enter_phase()
+        if PHASES[self.progress.phase] == state["phase_name"]:
+            self.phase.load_state_dict(state["phase"])
+        if len(state["random"]) == distributed.world_size():
+            snapshots.set_random_state(state["random"][distributed.rank()])
+        elif distributed.is_main():
+            print(
+                f"{path} was written by {len(state['random'])} processes, this run has {distributed.world_size()}: "
+                "it goes on with new random numbers",
+                file=sys.stderr,
+            )
+
+    def _start_from(self, source: Path) -> None:
+        """Adversarial training of a finished generator: weights only, everything else is new."""
+        tensors, _ = checkpoint.load(source, device=self.device)
+        for module in (self.context.models.generator, self.context.models.average):
+            _load(module, tensors, source)
+        self.progress.phase = PHASES.index("adversarial")
+        self._enter_phase()
+
+    def _enter_phase(self) -> None:
+        """Builds the phase that the progress names, or the next one that has anything to do."""
+        while True:
+            self.phase = self._build_phase(PHASES[self.progress.phase])
+            if self.phase is not None and (self.progress.images < self.phase.length or self._in_last_phase()):
+                return
+            self.progress.phase, self.progress.images = self.progress.phase + 1, 0
+
+    def _build_phase(self, name: str) -> Phase | None:
+        if name == "sphere":
+            return SpherePhase(self.context)
+        if name == "warm_start":
+            return WarmStartPhase(self.context, len(self.data)) if self.config.warm_start.kimg > 0 else None
+        return AdversarialPhase(self.context)
+
+    def _in_last_phase(self) -> bool:
+        return self.progress.phase == len(PHASES) - 1
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do. The last phase keeps its state, so that a later --kimg can go on."""
+        return self._in_last_phase() and self.progress.images >= self.phase.length
+
+    def _batches(self) -> Iterator[Batch] | None:
+        """This process's share of the pictures, from where the run stands."""
+        if self.phase.extras is None:
+            return None
+        if self.phase.extras != self.data.extras:
+            self.data = self._open_data(self.phase.extras)
+        workers = self.config.data.workers
+        if workers and self.config.data.cache:
+            self.data.preload()  # before the workers fork, so that they share it
+        sampler = infinite_sampler(
+            len(self.data),
+            distributed.rank(),
+            distributed.world_size(),
+            self.config.seed,
+            start=self.progress.position,
+        )
+        loader = DataLoader(
+            self.data,
+            batch_size=local_batch(self.phase.batch, "batch"),
+            sampler=sampler,
+            collate_fn=collate,
+            num_workers=workers,
+            pin_memory=self.device.type == "cuda",
+            # a generator of its own: starting a loader must not move the run's random numbers
+            generator=torch.Generator(),
+        )
+        return (batch.to(self.device, non_blocking=True) for batch in loader)
+
+    def _open_data(self, extras: tuple[str, ...]) -> MaskedImages:
+        data = self.config.data
+        return MaskedImages(
+            data.images,
+            data.masks or None,
+            self.config.generator.labels,
+            self.config.generator.resolution,
+            mirror=data.mirror,
+            cache=data.cache,
+            extras=extras,
+        )
+
+
+_ON_THE_BAR = ("generator/image", "discriminator/image_real_sign", "fit/image", "fit/mask", "sphere/global")
+
+
+class StopSignals:
+    """SIGINT, SIGTERM or a time limit: the step in hand is finished, then the run ends in good order."""
+
+    def __init__(self, minutes: float | None = None) -> None:
+        self._deadline = None if minutes is None else time.monotonic() + minutes * 60
+        self._received = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def asked(self) -> bool:
+        """Whether to stop; all processes agree."""
+        late = self._deadline is not None and time.monotonic() > self._deadline
+        asked = self._received or late
+        if distributed.world_size() == 1:
+            return asked
+        return bool(distributed.all_reduce_mean(torch.tensor(float(asked), device=_collective_device())) > 0)
+
+    def _receive(self, *_: object) -> None:
+        self._received = True
+        self._restore()  # a second signal ends the program at once
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+def train(
+    config: TrainConfig, outdir: Path, *, resume: Path | None = None, minutes: float | None = None
+) -> Trainer:
+    """Trains, alone or as one of torchrun's processes; returns the trainer as it stands at the end."""
+    device = distributed.init()
+    try:
+        trainer = Trainer(config, outdir, device, resume)
+        finished = trainer.run(minutes)
+        if distributed.is_main():
+            what = "finished" if finished else "stopped"
+            print(f"{what} after {trainer.progress.total / 1000:g} kimg; results are in {outdir}")
+            if not finished:
+                print(f"go on with: python train_generator.py --resume {outdir}")
+        return trainer
+    finally:
+        distributed.shutdown()
+
+
+def _load(module: torch.nn.Module, tensors: dict, path: Path) -> None:
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"--resume {path} does not fit this configuration: {reason}") from error
+
+
+def _random_states() -> list[dict]:
+    """Random states of all processes, by rank. numpy's and Python's are those of this process everywhere."""
+    state = snapshots.random_state()
+    if distributed.world_size() == 1:
+        return [state]
+    gathered = {}
+    for name in ("torch", "cuda"):
+        mine = state[name]
+        gathered[name] = [mine] * distributed.world_size()
+        if mine is not None:
+            on_device = mine.to(_collective_device())
+            gathered[name] = [torch.empty_like(on_device) for _ in range(distributed.world_size())]
+            torch.distributed.all_gather(gathered[name], on_device)
+    pairs = zip(gathered["torch"], gathered["cuda"], strict=True)
+    return [{**state, "torch": of_torch, "cuda": of_cuda} for of_torch, of_cuda in pairs]
+
+
+def _collective_device() -> torch.device:
+    return torch.device("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
+
+
+def _peak_memory_gb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes or KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

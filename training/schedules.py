@@ -1,0 +1,48 @@
+"""What changes while the adversarial phase goes on: pure functions of the number of images seen (method section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from training.config import ScheduleConfig
+
+_BLUR_REFERENCE = 512  # side of the picture in whose pixels ``blur_sigma`` is given
+_BATCH_REFERENCE = 32  # batch for which ``blur_kimg`` and ``ema_kimg`` are given
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The schedules' values at one moment."""
+
+    swap_probability: float  # of conditioning the mapping on another picture's camera
+    blur: float  # standard deviation of the discriminators' input blur, as a share of the picture's side
+    raw_resolution: int  # side of the volume rendering
+
+
+def moment(config: ScheduleConfig, images: int, batch: int) -> Moment:
+    """Values after ``images`` images of the adversarial phase, with ``batch`` images a step."""
+    kimg = images / 1000
+    swap = 1 + (config.swap_final - 1) * _progress(kimg, config.swap_kimg)
+    blur = config.blur_sigma * (1 - _progress(kimg, config.blur_kimg * batch / _BATCH_REFERENCE))
+    grown = (
+        _progress(kimg - config.raw_switch_kimg, config.raw_fade_kimg)
+        if kimg > config.raw_switch_kimg
+        else 0.0
+    )
+    raw = config.raw_resolution + (config.raw_resolution_final - config.raw_resolution) * grown
+    return Moment(swap_probability=swap, blur=blur / _BLUR_REFERENCE, raw_resolution=round(raw))
+
+
+def average_decay(ema_kimg: float, rampup: float, images: int, batch: int) -> float:
+    """Share of the old generator average that one step keeps: 0.5 ** (batch / half-life).
+
+    The half-life is ``ema_kimg`` thousand images at batch 32, in proportion for other batches, and at most the share
+    ``rampup`` of the ``images`` trained so far, so that the start is forgotten soon.
+    """
+    half_life = min(ema_kimg * 1000 * batch / _BATCH_REFERENCE, images * rampup)
+    return 0.5 ** (batch / max(half_life, 1e-8))
+
+
+def _progress(kimg: float, length: float) -> float:
+    """0 at the start, 1 from ``length`` on."""
+    return min(max(kimg / length, 0.0), 1.0) if length > 0 else 1.0

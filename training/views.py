@@ -1,0 +1,90 @@
+"""What the discriminators look at: pictures and masks, final and raw, real and generated, blurred and augmented."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from training import augment
+from training.augment import Augmentation
+from training.generator import Rendering
+
+_BLUR_REACH = 3  # the kernel ends after this many standard deviations
+
+
+@dataclass(frozen=True)
+class Views:
+    """N views. Pictures and one-hot masks in [-1, 1]; H the final and r the raw resolution, P classes."""
+
+    image: Tensor  # (N, 3, H, H)
+    image_raw: Tensor  # (N, 3, r, r)
+    mask: Tensor  # (N, P, H, H)
+    mask_raw: Tensor  # (N, P, r, r)
+
+    def detach(self) -> Views:
+        return Views(self.image.detach(), self.image_raw.detach(), self.mask.detach(), self.mask_raw.detach())
+
+    def with_mask(self) -> tuple[Tensor, Tensor]:
+        """Picture and mask as one stack of channels, final (N, 3 + P, H, H) and raw."""
+        return torch.cat([self.image, self.mask], dim=1), torch.cat([self.image_raw, self.mask_raw], dim=1)
+
+
+def real_views(images: Tensor, masks: Tensor, classes: int, raw_resolution: int) -> Views:
+    """Views of pictures uint8 (N, 3, H, H) and class maps uint8 (N, H, H); raw ones are antialiased reductions."""
+    image = images.float() / 127.5 - 1
+    mask = one_hot(masks, classes) * 2 - 1
+    return Views(image, reduce(image, raw_resolution), mask, reduce(mask, raw_resolution))
+
+
+def fake_views(rendering: Rendering) -> Views:
+    """Views of what the generator rendered."""
+    return Views(rendering.image, rendering.image_raw, rendering.mask, rendering.mask_raw)
+
+
+def one_hot(masks: Tensor, classes: int) -> Tensor:
+    """Class maps (N, H, W) to float (N, P, H, W) of 0 and 1."""
+    channels = torch.zeros(masks.shape[0], classes, *masks.shape[1:], device=masks.device)
+    return channels.scatter_(1, masks.long().unsqueeze(1), 1.0)
+
+
+def reduce(images: Tensor, resolution: int) -> Tensor:
+    """Antialiased resize of (N, C, H, H) to a smaller side."""
+    if images.shape[-1] == resolution:
+        return images
+    return functional.interpolate(images, size=(resolution, resolution), mode="bilinear", antialias=True)
+
+
+def prepare(views: Views, *, blur_share: float, augmentation: Augmentation | None) -> Views:
+    """What is shown of the views: blurred (by the share of the side), then warped and recoloured."""
+    if augmentation is None and _reach(blur_share * views.image.shape[-1]) == 0:
+        return views
+    stacks = [blur(stack, blur_share * stack.shape[-1]) for stack in views.with_mask()]
+    if augmentation is not None:
+        stacks = [augment.warp(stack, augmentation) for stack in stacks]
+    (image, mask), (image_raw, mask_raw) = (stack.split([3, stack.shape[1] - 3], dim=1) for stack in stacks)
+    if augmentation is not None:
+        image, image_raw = augment.recolour(image, augmentation), augment.recolour(image_raw, augmentation)
+    return Views(image, image_raw, mask, mask_raw)
+
+
+def blur(images: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of (N, C, H, W) by ``sigma`` pixels, zeros outside; none where the kernel is one pixel."""
+    reach = _reach(sigma)
+    if reach == 0:
+        return images
+    offsets = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp2(
+        -((offsets / sigma) ** 2)
+    )  # falls to one half at sigma, as the published schedule has it
+    kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, -1)
+    groups = images.shape[1]
+    rows = functional.conv2d(images, kernel.unsqueeze(2), padding=(0, reach), groups=groups)
+    return functional.conv2d(rows, kernel.unsqueeze(3), padding=(reach, 0), groups=groups)
+
+
+def _reach(sigma: float) -> int:
+    """Pixels on each side of the kernel's centre."""
+    return int(sigma * _BLUR_REACH)
