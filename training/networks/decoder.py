@@ -1,7 +1,6 @@
 """The decoder: features of a point to its colour, its signed distance and one signed distance per part.
 
-Method section 2.3. Every head is a two-layer perceptron with softplus in between and the equalised learning
-rate of method section 7 (weights are stored with unit variance and multiplied by 1 / sqrt(fan in) when used).
+Method section 2.3. Every head is a two-layer perceptron with softplus in between and equalised weights.
 """
 
 from __future__ import annotations
@@ -10,63 +9,13 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dnnlib.errors import UserError
+from training.networks.perceptrons import PartPerceptrons, Perceptron
 
 # Colour features may leave [0, 1] by this much, so that black and white need no saturated sigmoid.
 _COLOUR_MARGIN = 0.001
 _BETA_FLOOR = 1e-4
-
-
-class Perceptron(nn.Module):
-    """One head: ``outputs = W2 softplus(W1 x + b1) + b2`` with equalised weights.
-
-    Shapes: x (..., channels), W1 (width, channels), W2 (outputs, width); result (..., outputs).
-    """
-
-    def __init__(self, channels: int, width: int, outputs: int) -> None:
-        super().__init__()
-        self.weight1 = nn.Parameter(torch.randn(width, channels))
-        self.bias1 = nn.Parameter(torch.zeros(width))
-        self.weight2 = nn.Parameter(torch.randn(outputs, width))
-        self.bias2 = nn.Parameter(torch.zeros(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = functional.linear(x, _equalised(self.weight1), self.bias1)
-        return functional.linear(functional.softplus(hidden), _equalised(self.weight2), self.bias2)
-
-
-class PartPerceptrons(nn.Module):
-    """P heads with one output each, evaluated together.
-
-    Shapes: x (..., channels), W1 (P, width, channels), W2 (P, 1, width); result (..., P).
-
-    Cost per point, forward: 2 channels P width FLOPs for the first layer, which is one matrix product for all
-    heads, P width softplus, and 2 P width for the second. With 19 heads of width 16 on 32 channels that is 20
-    kFLOP and 304 softplus, against 1.1 kFLOP and 16 softplus for one head: this is the most expensive part of
-    the renderer.
-    """
-
-    def __init__(self, parts: int, channels: int, width: int) -> None:
-        super().__init__()
-        self.weight1 = nn.Parameter(torch.randn(parts, width, channels))
-        self.bias1 = nn.Parameter(torch.zeros(parts, width))
-        self.weight2 = nn.Parameter(torch.randn(parts, 1, width))
-        self.bias2 = nn.Parameter(torch.zeros(parts, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts, width, channels = self.weight1.shape
-        flat = x.reshape(-1, channels)  # (M, C)
-        weight1 = _equalised(self.weight1).reshape(parts * width, channels)
-        hidden = functional.softplus(
-            functional.linear(flat, weight1, self.bias1.reshape(-1))
-        )  # (M, P * width)
-        by_part = hidden.view(-1, parts, width).transpose(0, 1)  # (P, M, width), a view
-        out = torch.baddbmm(
-            self.bias2[:, None], by_part, _equalised(self.weight2).transpose(1, 2)
-        )  # (P, M, 1)
-        return out.squeeze(2).t().reshape(*x.shape[:-1], parts)
 
 
 class TriplaneDecoder(nn.Module):
@@ -145,10 +94,6 @@ class TriplaneDecoder(nn.Module):
                     f"decoder weight {name} is {tuple(value.shape)}, expected {tuple(target.shape)}"
                 )
             target.copy_(value)  # `target` is a view of our own tensor
-
-
-def _equalised(weight: Tensor) -> Tensor:
-    return weight * weight.shape[-1] ** -0.5
 
 
 def _published(prefix: str, head: nn.Module, part: int | None = None) -> dict[str, Tensor]:

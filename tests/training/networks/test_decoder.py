@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dnnlib.errors import UserError
-from training.networks.decoder import PartPerceptrons, TriplaneDecoder
+from training.networks.decoder import TriplaneDecoder
 
 
 def published_decoder(arrays) -> TriplaneDecoder:
@@ -54,36 +54,6 @@ def test_published_round_trip_and_errors():
         target.load_published({**named, "net_main_shp_bbbb_2.0.bias": torch.zeros(4)})
     with pytest.raises(UserError, match=r"net_tex.0.bias is \(6,\), expected \(5,\)"):
         target.load_published({**named, "net_tex.0.bias": torch.zeros(6)})
-
-
-def naive_parts(heads: PartPerceptrons, x):
-    gain1, gain2 = heads.weight1.shape[-1] ** -0.5, heads.weight2.shape[-1] ** -0.5
-    each = []
-    for w1, b1, w2, b2 in zip(heads.weight1, heads.bias1, heads.weight2, heads.bias2, strict=True):
-        hidden = torch.nn.functional.softplus(x @ (w1 * gain1).T + b1)
-        each.append(hidden @ (w2 * gain2).T + b2)
-    return torch.cat(each, dim=-1)
-
-
-def test_batched_parts_equal_a_loop_over_heads():
-    heads = PartPerceptrons(parts=5, channels=7, width=3).double()
-    torch.nn.init.normal_(heads.bias1), torch.nn.init.normal_(heads.bias2)
-    x = torch.randn(2, 11, 7, dtype=torch.float64, requires_grad=True)
-    cotangent = torch.randn(2, 11, 5, dtype=torch.float64)
-    inputs = (x, *heads.parameters())
-    got, want = heads(x), naive_parts(heads, x)
-    torch.testing.assert_close(got, want)
-    for a, b in zip(
-        torch.autograd.grad(got, inputs, cotangent), torch.autograd.grad(want, inputs, cotangent), strict=True
-    ):
-        torch.testing.assert_close(a, b)
-
-
-def test_parts_are_right_to_second_order():
-    heads = PartPerceptrons(parts=2, channels=3, width=4).double()
-    x = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(heads, (x,))
-    assert torch.autograd.gradgradcheck(heads, (x,))
 
 
 def test_density_is_a_sigmoid_step_of_width_beta():
