@@ -1,0 +1,54 @@
+"""dnnlib/errors.py: what a user sees when something is wrong."""
+
+from __future__ import annotations
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner
+
+from dnnlib.errors import UserError, did_you_mean, one_line, user_errors
+
+
+@click.command()
+@click.option("--fail", type=click.Choice(["user", "bug"]))
+@user_errors
+def command(fail: str | None) -> None:
+    """A command that fails on demand."""
+    if fail == "user":
+        raise UserError("photo.png is 3x3, expected 4x4: resize it")
+    if fail == "bug":
+        raise ZeroDivisionError
+    click.echo("done")
+
+
+def test_a_user_error_is_one_line_and_code_2() -> None:
+    result = CliRunner().invoke(command, ["--fail", "user"])
+    assert result.exit_code == 2
+    assert result.output == "Error: photo.png is 3x3, expected 4x4: resize it\n"
+
+
+def test_a_bug_keeps_its_traceback_and_success_is_0() -> None:
+    assert isinstance(CliRunner().invoke(command, ["--fail", "bug"]).exception, ZeroDivisionError)
+    assert CliRunner().invoke(command).exit_code == 0
+    assert "A command that fails" in CliRunner().invoke(command, ["--help"]).output
+
+
+class Broken(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> None:
+        raise UserError("photo.png is cut short: copy it again")
+
+
+def test_an_error_from_a_worker_process_stays_one_line() -> None:
+    loader = torch.utils.data.DataLoader(Broken(), num_workers=1)
+    with pytest.raises(UserError) as caught:
+        next(iter(loader))
+    assert one_line(caught.value) == "photo.png is cut short: copy it again"
+
+
+def test_did_you_mean() -> None:
+    assert did_you_mean("hiar", ["hair", "hat", "skin"]) == "did you mean 'hair'?"
+    assert did_you_mean("zzz", ["hair", "hat"]) == "known are: hair, hat"

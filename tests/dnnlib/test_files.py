@@ -1,0 +1,91 @@
+"""dnnlib/files.py: a file is complete or absent, whatever stops its writer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dnnlib.errors import UserError
+from dnnlib.files import atomic_path, read_json, write_json
+
+
+def test_success_replaces(tmp_path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    for text in ("one", "two"):
+        with atomic_path(path) as temporary:
+            assert temporary.suffix == ".txt" and temporary.parent == path.parent
+            temporary.write_text(text)
+        assert path.read_text() == text
+    assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_failure_keeps_what_was_there(tmp_path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_killed_writer_leaves_no_half_file(tmp_path, root) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    code = (
+        "import sys, time\n"
+        "from dnnlib.files import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as temporary:\n"
+        "    temporary.write_text('{\"ha')\n"
+        "    print('half', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code, path], cwd=root, stdout=subprocess.PIPE, text=True)
+    assert writer.stdout.readline() == "half\n"
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    writer.stdout.close()
+    assert read_json(path) == {"old": 1}
+
+
+def test_readers_never_see_half_a_file(tmp_path, root) -> None:
+    """One process rewrites a file as fast as it can while another reads it."""
+    path = tmp_path / "a.json"
+    write_json(path, [0] * 20000)
+    code = (
+        "import sys\n"
+        "from dnnlib.files import write_json\n"
+        "for i in range(60): write_json(sys.argv[1], [i] * 20000)\n"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code, path], cwd=root)
+    reads = 0
+    deadline = time.monotonic() + 30
+    while writer.poll() is None and time.monotonic() < deadline:
+        values = read_json(path)
+        assert len(values) == 20000 and len(set(values)) == 1
+        reads += 1
+    assert writer.wait(30) == 0 and reads > 0
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_json_errors_say_where(tmp_path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"a": 1,\n "b": }')
+    with pytest.raises(UserError, match=r"a.json is not JSON: .* at line 2, column 7"):
+        read_json(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_json(path)
+    with pytest.raises(UserError, match="cannot read .*none.json"):
+        read_json(tmp_path / "none.json")
+
+
+def test_json_round_trip(tmp_path) -> None:
+    value = {"name": "Zoë", "numbers": [0.1, 1e-300, 10**30], "none": None}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
