@@ -1,0 +1,36 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.labels import label_set
+from dnnlib.errors import UserError
+from training.prior.data import read_data
+
+
+def test_set_and_its_mirror_images(tiny_config):
+    data = read_data(tiny_config)
+    assert len(data) == 12 and data.images.shape == (12, 3, 16, 16) and data.images.dtype == torch.uint8
+    assert torch.equal(data.images[6], data.images[0].flip(-1))
+    permutation = torch.from_numpy(label_set("ffhq-mask").mirror_permutation())
+    assert torch.equal(data.masks[6], permutation[data.masks[0].flip(-1).long()])
+    assert data.captions[6] == data.captions[0]
+
+
+def test_pictures_are_images_or_normal_maps(tiny_config):
+    data = read_data(tiny_config)
+    pictures = data.pictures(torch.tensor([1, 1]), torch.tensor([False, True]))
+    assert torch.allclose(pictures[0], data.images[1].float() / 127.5 - 1)
+    inside = data.masks[1] != 0
+    lengths = pictures[1].norm(dim=0)
+    assert (lengths[inside] - 1).abs().max() < 0.02  # bytes: half a step in each of three channels
+    assert lengths[~inside].max() < 0.01
+    mirrored = data.pictures(torch.tensor([7]), torch.tensor([True]))[0].flip(-1)
+    flipped = pictures[1] * torch.tensor([-1.0, 1, 1]).view(3, 1, 1)
+    np.testing.assert_allclose(mirrored.numpy(), flipped.numpy(), atol=2 / 127)  # background 128 is not 127.5
+
+
+def test_no_data_is_one_clear_line(tiny_config):
+    with pytest.raises(UserError, match="--data"):
+        read_data(dataclasses.replace(tiny_config, data=""))

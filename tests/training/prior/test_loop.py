@@ -1,0 +1,83 @@
+import json
+
+import pytest
+import torch
+
+from dnnlib.errors import UserError
+from training.prior.config import OptimiserConfig
+from training.prior.loop import Curves, StageTrainer, step_generator
+
+
+class Line:
+    """Fit y = 2 x."""
+
+    def losses(self, module, generator):
+        x = torch.rand(4, 1, generator=generator)
+        loss = (module["line"](x) - 2 * x).square().mean()
+        return {"loss": loss}
+
+
+class Broken:
+    def losses(self, module, generator):
+        return {"loss": module["line"].weight.sum() * float("nan")}
+
+
+def make_trainer(kimg=0.4, **options):
+    torch.manual_seed(0)
+    config = OptimiserConfig(kimg=kimg, batch=4, lr=0.1, warmup=1)
+    return StageTrainer("line", {"line": torch.nn.Linear(1, 1)}, config, seed=0, **options)
+
+
+def test_learns_and_writes_curves(tmp_path):
+    trainer = make_trainer()
+    trainer.train(Line(), Curves(tmp_path / "curves.jsonl"), 0.1, lambda progress: None)
+    lines = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
+    assert [line["kimg"] for line in lines] == [0.1, 0.2, 0.3, 0.4]
+    assert lines[-1]["loss"] < lines[0]["loss"] / 10
+    assert abs(float(trainer.average["line"].weight) - 2) < 0.2
+    assert trainer.optimiser.param_groups[0]["lr"] < 1e-3  # the cosine has come down
+
+
+def test_resumed_equals_uninterrupted(tmp_path):
+    whole, first, second = make_trainer(), make_trainer(), make_trainer()
+    curves = Curves(tmp_path / "c.jsonl")
+    whole.train(Line(), curves, 1, lambda progress: None)
+    state = {}
+
+    class Stop(Exception):
+        pass
+
+    def stop(progress):
+        if progress.step == 37:
+            state.update(first.state())
+            raise Stop
+
+    with pytest.raises(Stop):
+        first.train(Line(), curves, 1, stop)
+    second.load_state(state)
+    second.train(Line(), curves, 1, lambda progress: None)
+    assert second.progress.step == whole.progress.step
+    assert torch.equal(second.live["line"].weight, whole.live["line"].weight)
+    assert torch.equal(second.average["line"].weight, whole.average["line"].weight)
+
+
+def test_time_limit_ends_the_stage(tmp_path):
+    trainer = make_trainer(kimg=1e6, seconds=0.2)
+    trainer.train(Line(), Curves(tmp_path / "c.jsonl"), 1e6, lambda progress: None)
+    assert trainer.progress.done and 0.2 <= trainer.progress.seconds < 5
+
+
+def test_gradients_that_are_not_finite_stop_the_run(tmp_path):
+    trainer = make_trainer()
+    before = trainer.live["line"].weight.detach().clone()
+    with pytest.raises(UserError, match="finite gradient"):
+        trainer.train(Broken(), Curves(tmp_path / "c.jsonl"), 1, lambda progress: None)
+    assert torch.equal(before, trainer.live["line"].weight)
+
+
+def test_random_numbers_depend_on_seed_name_and_step():
+    draws = {
+        torch.rand(1, generator=step_generator(*key)).item()
+        for key in ((0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1))
+    }
+    assert len(draws) == 4

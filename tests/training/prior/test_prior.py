@@ -1,0 +1,195 @@
+import pytest
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, PNDMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from datasets.labels import label_set
+from dnnlib.errors import UserError
+from training.prior.models import build_parts, words_of
+from training.prior.prior import NORMAL_PREFIX, load_prior, prior_of
+from training.prior.vocabulary import build_tokenizer
+
+LABELS = label_set("ffhq-mask")
+
+
+@pytest.fixture(scope="module")
+def prior(tiny_config):
+    torch.manual_seed(0)
+    parts = build_parts(tiny_config, words_of(["a woman with red hair", "a man, smiling"]))
+    return prior_of(parts)
+
+
+@pytest.fixture(scope="module")
+def stable_diffusion(tmp_path_factory):
+    """Folders of Stable Diffusion 1.5's class layout with tiny widths, and of a ControlNet."""
+    folder = tmp_path_factory.mktemp("hub") / "sd"
+    tokenizer = build_tokenizer(["a", "cat"], 16)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=16,
+        )
+    ).save_pretrained(folder / "text_encoder")  # fmt: skip
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4, 4, 8, 8), norm_num_groups=2, latent_channels=4, scaling_factor=0.18215,
+    ).save_pretrained(folder / "vae")  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(4, 8, 8, 8), norm_num_groups=2, cross_attention_dim=16,
+        attention_head_dim=2, layers_per_block=2,
+    )  # fmt: skip
+    unet.save_pretrained(folder / "unet")
+    PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+    ).save_pretrained(folder / "scheduler")
+    control = folder.parent / "faces"
+    ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 4, 8, 8)).save_pretrained(control)
+    return folder, control
+
+
+def test_sizes(prior):
+    assert (prior.image_size, prior.latent_size, prior.latent_channels, prior.timesteps) == (16, 4, 4, 1000)
+    assert prior.alphas_cumprod[-1] < 0.01  # almost nothing but noise at T
+    assert not any(p.requires_grad for p in prior.parameters())
+
+
+def test_encode_is_differentiable_and_resizes(prior):
+    picture = (torch.rand(2, 3, 32, 32) * 2 - 1).requires_grad_()
+    latents = prior.encode(picture)
+    assert latents.shape == (2, 4, 4, 4) and latents.dtype == torch.float32
+    latents.square().sum().backward()
+    assert torch.isfinite(picture.grad).all() and (picture.grad.abs().sum(dim=1) > 0).all()
+
+
+def test_latents_are_scaled(prior):
+    picture = torch.rand(1, 3, 16, 16) * 2 - 1
+    before = prior.encode(picture)
+    old = prior.vae.config.scaling_factor
+    prior.vae.register_to_config(scaling_factor=2 * old)
+    try:
+        torch.testing.assert_close(prior.encode(picture), 2 * before)
+        torch.testing.assert_close(prior.decode(2 * before), prior.vae.decode(before / old).sample)
+    finally:
+        prior.vae.register_to_config(scaling_factor=old)
+
+
+def test_condition_is_the_palette_enlarged_without_new_colours(prior):
+    mask = torch.randint(LABELS.count, (2, 8, 8))
+    condition = prior.condition(mask, LABELS)
+    assert condition.shape == (2, 3, 16, 16)
+    expected = torch.from_numpy(LABELS.colourise(mask.numpy())).permute(0, 3, 1, 2) / 255
+    torch.testing.assert_close(condition[..., ::2, ::2], expected)
+    torch.testing.assert_close(condition[..., 1::2, 1::2], expected)
+
+
+def test_predict_noise_is_the_definition_of_guidance(prior):
+    latents, t = torch.randn(2, 4, 4, 4), torch.tensor([500, 20])
+    text, negative = prior.embed(["a man, smiling", "a woman with red hair"]), prior.embed(["red hair"])
+    condition = prior.condition(torch.randint(LABELS.count, (2, 16, 16)), LABELS)
+    guided = prior.predict_noise(latents, t, text, condition, guidance_scale=7.5, negative=negative)
+
+    def alone(embedding):
+        down, mid = prior.controlnet(latents, t, embedding, condition, return_dict=False)
+        return prior.unet(
+            latents, t, embedding, down_block_additional_residuals=down, mid_block_additional_residual=mid
+        ).sample
+
+    with torch.no_grad():
+        with_prompt, without = alone(text), alone(negative.expand(2, -1, -1))
+    close = {"atol": 1e-5, "rtol": 1e-4}  # one batch of four against two of two
+    torch.testing.assert_close(guided.conditional, with_prompt, **close)
+    torch.testing.assert_close(guided.unconditional, without, **close)
+    torch.testing.assert_close(guided.noise, without + 7.5 * (with_prompt - without), **close)
+    plain = prior.predict_noise(latents, t, text, condition, guidance_scale=None)
+    torch.testing.assert_close(plain.noise, with_prompt, **close)
+    with pytest.raises(ValueError, match="guidance_scale=None"):
+        plain.direction  # noqa: B018
+
+
+def test_mask_matters_and_may_be_left_out(prior):
+    latents, t, text = torch.randn(1, 4, 4, 4), torch.tensor([500]), prior.embed(["a man"])
+    masks = torch.zeros(1, 16, 16, dtype=torch.long)
+    results = [
+        prior.predict_noise(latents, t, text, condition, guidance_scale=None).noise
+        for condition in (None, prior.condition(masks, LABELS), prior.condition(masks + 13, LABELS))
+    ]
+    assert (results[1] - results[2]).abs().max() > 1e-4 and (results[0] - results[1]).abs().max() > 1e-4
+
+
+def test_default_negatives(prior):
+    assert prior.negative_prompt(normals=False) == ""
+    assert prior.negative_prompt(normals=True) == NORMAL_PREFIX
+
+
+def test_add_noise(prior):
+    z, noise, t = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4), torch.tensor([3, 800])
+    torch.testing.assert_close(prior.add_noise(z, noise, t), prior.scheduler.add_noise(z, noise, t))
+
+
+def test_sampling_is_deterministic(prior):
+    condition = prior.condition(torch.zeros(2, 16, 16, dtype=torch.long), LABELS)
+    prompts = ["a man", f"{NORMAL_PREFIX} a man"]
+    first, second, other = (prior.sample(prompts, condition, steps=2, seed=seed) for seed in (1, 1, 2))
+    assert first.shape == (2, 3, 16, 16)
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+def test_unknown_words_are_warned_about(prior):
+    with pytest.warns(UserWarning, match="'zebra'.*It knows.*Stable Diffusion"):
+        embedding = prior.embed(["a zebra man"])
+    torch.testing.assert_close(embedding, prior.embed(["a man"]))
+
+
+def test_velocity_predictions_become_noise(prior):
+    latents, t, text = torch.randn(1, 4, 4, 4), torch.tensor([300]), prior.embed(["a man"])
+    output = prior.predict_noise(latents, t, text, None, guidance_scale=None).noise
+    prior.scheduler.register_to_config(prediction_type="v_prediction")
+    try:
+        noise = prior.predict_noise(latents, t, text, None, guidance_scale=None).noise
+    finally:
+        prior.scheduler.register_to_config(prediction_type="epsilon")
+    alpha = prior.alphas_cumprod[300]
+    z = alpha.sqrt() * latents - (1 - alpha).sqrt() * output  # the clean latents that v = output means
+    torch.testing.assert_close(alpha.sqrt() * z + (1 - alpha).sqrt() * noise, latents)
+
+
+def test_stable_diffusion_loads_by_the_same_code(stable_diffusion):
+    folder, control = stable_diffusion
+    with_masks = load_prior(folder, controlnet=control)
+    assert with_masks.image_size == 64 and with_masks.negative_prompt(normals=True) == ""
+    condition = with_masks.condition(torch.zeros(1, 64, 64, dtype=torch.long), LABELS)
+    latents = with_masks.encode(torch.rand(1, 3, 64, 64))
+    assert latents.shape == (1, 4, 8, 8)
+    text = with_masks.embed(["a zebra in the rain"])  # an open vocabulary: no warning
+    prediction = with_masks.predict_noise(latents, torch.tensor([10]), text, condition, guidance_scale=7.5)
+    assert prediction.noise.shape == latents.shape
+    assert with_masks.sample(["a cat"], condition, steps=2).shape == (1, 3, 64, 64)
+
+    without = load_prior(folder)
+    assert without.controlnet is None
+    with pytest.warns(UserWarning, match="no ControlNet"):
+        assert without.condition(torch.zeros(1, 64, 64, dtype=torch.long), LABELS) is None
+    with pytest.raises(UserError, match="no ControlNet"):
+        without.predict_noise(latents, torch.tensor([10]), text, condition, guidance_scale=None)
+
+
+def test_half_precision_keeps_latents_in_float32(stable_diffusion):
+    prior = load_prior(*stable_diffusion, dtype=torch.bfloat16)
+    assert prior.dtype == torch.bfloat16
+    latents = prior.encode(torch.rand(1, 3, 64, 64))
+    condition = prior.condition(torch.zeros(1, 64, 64, dtype=torch.long), LABELS)
+    noise = prior.predict_noise(
+        latents, torch.tensor([10]), prior.embed(["a cat"]), condition, guidance_scale=7.5
+    ).noise
+    assert latents.dtype == noise.dtype == torch.float32
+
+
+def test_wrong_paths_and_folders_are_one_line(tmp_path, stable_diffusion):
+    with pytest.raises(UserError, match="there is no folder"):
+        load_prior(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="cannot load vae"):
+        load_prior(tmp_path / "empty")
+    with pytest.raises(UserError, match="--controlnet"):
+        load_prior(stable_diffusion[0], controlnet=tmp_path / "absent")

@@ -1,0 +1,76 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from dnnlib import config as config_files
+from dnnlib.errors import UserError
+from train_prior import main
+from training.prior.prior import load_prior
+from training.prior.train import train_prior
+
+
+def longer(config, kimg):
+    optimiser = dataclasses.replace(config.diffusion.optimiser, kimg=kimg)
+    return dataclasses.replace(config, diffusion=dataclasses.replace(config.diffusion, optimiser=optimiser))
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_config, tmp_path_factory):
+    outdir = tmp_path_factory.mktemp("run")
+    return outdir, train_prior(tiny_config, outdir)
+
+
+def test_a_run_leaves_a_prior_curves_grids_and_state(trained, tiny_config):
+    outdir, folder = trained
+    assert config_files.load(type(tiny_config), outdir / "config.json") == tiny_config
+    curves = [json.loads(line) for line in (outdir / "curves.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in curves} == {"autoencoder", "diffusion"}
+    for name in ("autoencoder_final.png", "samples_final.png", "samples_final.json", "prompts.png"):
+        assert (outdir / "grids" / name).is_file(), name
+    facts = json.loads((folder / "prior.json").read_text())
+    assert facts["pictures"] == 6 and facts["diffusion"]["kimg"] == 0.016 and "hair" in facts["words"]
+    prior = load_prior(folder)
+    assert prior.image_size == tiny_config.resolution
+    assert prior.encode(torch.rand(8, 3, 16, 16) * 2 - 1).std() < 10  # scaled by the set's own latents
+
+
+def test_resuming_from_the_middle_gives_the_same_prior(trained, tiny_config, tmp_path, monkeypatch):
+    from training.prior import train
+
+    saved = train.PriorTraining._save_state
+
+    def save_and_stop(self, trainer, extra):
+        saved(self, trainer, extra)
+        if trainer.name == "diffusion":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.PriorTraining, "_save_state", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_prior(tiny_config, tmp_path / "run")
+    folder = train_prior(tiny_config, tmp_path / "run", resume=tmp_path / "run")
+    for part in ("unet", "controlnet", "vae"):
+        file = f"{part}/diffusion_pytorch_model.safetensors"
+        resumed, whole = load_file(folder / file), load_file(trained[1] / file)
+        assert all(torch.equal(resumed[key], whole[key]) for key in whole), part
+
+
+def test_a_finished_run_can_be_made_longer(trained, tiny_config, tmp_path):
+    folder = train_prior(longer(tiny_config, 0.024), tmp_path / "run", resume=trained[0])
+    assert json.loads((folder / "prior.json").read_text())["diffusion"]["kimg"] == 0.024
+
+
+def test_resuming_from_something_else(tiny_config, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        train_prior(tiny_config, tmp_path, resume=tmp_path)
+
+
+def test_command_line_errors_are_one_line(tmp_path):
+    result = CliRunner().invoke(main, ["--outdir", str(tmp_path / "run")])
+    assert result.exit_code == 2 and "--data" in result.output and "Traceback" not in result.output
+    result = CliRunner().invoke(main, ["--outdir", str(tmp_path / "run"), "--set", "diffusion.head=3"])
+    assert result.exit_code == 2 and "diffusion.heads" in result.output

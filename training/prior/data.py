@@ -1,0 +1,60 @@
+"""The portraits as the prior learns them: everything in memory as bytes, mirror images included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from datasets.masked_images import MaskedImages, collate
+from dnnlib.errors import UserError
+from training.prior.config import PriorConfig
+
+
+@dataclass(frozen=True)
+class PriorData:
+    """n samples of side H; the second half are the mirror images of the first."""
+
+    images: Tensor  # (n, 3, H, H) uint8
+    normals: Tensor  # (n, 3, H, H) uint8, (normal + 1) / 2 * 255; background 128
+    masks: Tensor  # (n, H, H) uint8 classes
+    captions: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def pictures(self, index: Tensor, is_normal: Tensor) -> Tensor:
+        """(B, 3, H, H) float32 in [-1, 1]: the normal map where ``is_normal`` (B,), else the image."""
+        chosen = torch.where(is_normal.view(-1, 1, 1, 1), self.normals[index], self.images[index])
+        return chosen.float() / 127.5 - 1
+
+
+def read_data(config: PriorConfig) -> PriorData:
+    """Read the portrait set at ``config.data``."""
+    if not config.data:
+        raise UserError(
+            "no pictures to learn from: give --data DIR; `python -m datasets.portraits` renders such a set"
+        )
+    dataset = MaskedImages(
+        config.data, None, config.labels, config.resolution, mirror=True, extras=("normals", "caption")
+    )
+    loader = DataLoader(dataset, batch_size=64, num_workers=config.workers, collate_fn=collate)
+    batches = list(tqdm(loader, desc="reading", unit="batch", leave=False))
+    captions = tuple(caption for batch in batches for caption in batch.caption)
+    if not any(captions):
+        raise UserError(
+            f'{config.data}/dataset.json has no captions: it needs {{"captions": {{name: text}}}}'
+        )
+    return PriorData(
+        images=torch.cat([batch.image for batch in batches]),
+        normals=torch.cat([_to_bytes(batch.normals) for batch in batches]),
+        masks=torch.cat([batch.mask for batch in batches]),
+        captions=captions,
+    )
+
+
+def _to_bytes(normals: Tensor) -> Tensor:
+    return ((normals + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

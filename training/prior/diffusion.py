@@ -1,0 +1,114 @@
+"""Training objective of the diffusion model: UNet, ControlNet and text encoder learn together, on latents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from datasets.labels import LabelSet
+from training.prior.config import DiffusionConfig
+from training.prior.data import PriorData
+from training.prior.models import NORMAL_PREFIX, PriorParts
+
+
+def normal_caption(caption: str) -> str:
+    """The caption of a picture's normal map."""
+    return f"{NORMAL_PREFIX} {caption}"
+
+
+@torch.no_grad()
+def encode_all(parts: PriorParts, data: PriorData, batch: int = 64) -> Tensor:
+    """Unscaled latents (2, n, C, h, w) float32 of all images and of all normal maps: the posterior's mean."""
+    chunks = torch.arange(len(data)).split(batch)
+    progress = tqdm(total=2 * len(data), desc="encoding", unit="img", leave=False)
+
+    def latents(is_normal: bool) -> Iterator[Tensor]:
+        for index in chunks:
+            pictures = data.pictures(index, torch.full((len(index),), is_normal))
+            yield parts.vae.encode(pictures).latent_dist.mode()
+            progress.update(len(index))
+
+    encoded = torch.stack([torch.cat(list(latents(False))), torch.cat(list(latents(True)))])
+    progress.close()
+    return encoded
+
+
+class DiffusionStage:
+    """What the training loop needs to know of this stage.
+
+    loss = mean_t w(t) |eps - e(z_t, t, caption, mask)|^2, w = min(snr, c) / snr, snr = a_t / (1 - a_t).
+    """
+
+    def __init__(
+        self, config: DiffusionConfig, data: PriorData, parts: PriorParts, latents: Tensor, labels: LabelSet
+    ) -> None:
+        self.config = config
+        self.masks = data.masks
+        self.latents = latents  # (2, n, C, h, w), scaled to unit variance
+        self.palette = torch.tensor(labels.palette, dtype=torch.float32) / 255
+        self.alphas = parts.scheduler.alphas_cumprod
+        snr = self.alphas / (1 - self.alphas)
+        self.weights = snr.clamp(max=config.min_snr) / snr
+        texts = dict.fromkeys(["", NORMAL_PREFIX, *data.captions, *map(normal_caption, data.captions)])
+        rows = {text: row for row, text in enumerate(texts)}
+        self.tokens = parts.tokenizer(
+            list(texts),
+            padding="max_length",
+            max_length=parts.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids  # (texts, L)
+        self.text_rows = torch.tensor(
+            [[rows[c] for c in data.captions], [rows[normal_caption(c)] for c in data.captions]]
+        )  # (2, n) into tokens
+        self.empty_row, self.prefix_row = rows[""], rows[NORMAL_PREFIX]
+
+    def losses(self, module: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+        """One batch drawn with ``generator``; 'loss' is what is minimised."""
+        count = self.config.optimiser.batch
+
+        def chance(share: float) -> Tensor:
+            return torch.rand(count, generator=generator) < share
+
+        index = torch.randint(self.latents.shape[1], (count,), generator=generator)
+        is_normal = chance(self.config.normals_share)
+        t = torch.randint(len(self.alphas), (count,), generator=generator)
+        clean = self.latents[is_normal.long(), index]
+        noise = torch.randn(clean.shape, generator=generator)
+        alpha = self.alphas[t].view(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+
+        rows = self.text_rows[is_normal.long(), index]
+        # a normal map without its caption is known by the bare prefix half of the time, so that guidance can
+        # compare normal maps with normal maps
+        nothing = torch.where(is_normal & chance(0.5), self.prefix_row, self.empty_row)
+        rows = torch.where(chance(self.config.drop_caption), nothing, rows)
+        seen = (~chance(self.config.drop_mask)).float()
+        predicted = self._predict(module, noisy, t, self.tokens[rows], self.masks[index], seen)
+
+        error = (predicted - noise).square().mean(dim=(1, 2, 3))
+        loss = (self.weights[t] * error).mean()
+        return {"loss": loss, "mse_image": _mean(error, ~is_normal), "mse_normal": _mean(error, is_normal)}
+
+    def _predict(
+        self, module: nn.Module, noisy: Tensor, t: Tensor, tokens: Tensor, masks: Tensor, seen: Tensor
+    ) -> Tensor:
+        text = module["text_encoder"](tokens)[0]
+        condition = self.palette[masks.long()].permute(0, 3, 1, 2)
+        down, mid = module["controlnet"](noisy, t, text, condition, return_dict=False)
+        weight = seen.view(-1, 1, 1, 1)  # 0: as if there were no ControlNet
+        return module["unet"](
+            noisy,
+            t,
+            text,
+            down_block_additional_residuals=[residual * weight for residual in down],
+            mid_block_additional_residual=mid * weight,
+        ).sample
+
+
+def _mean(values: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of the chosen values; not a number where none is."""
+    return values.detach()[chosen].mean()
