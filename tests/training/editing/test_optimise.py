@@ -1,0 +1,138 @@
+"""The optimisation on a tiny random generator with a prior that wants one colour."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from training.editing.optimise import EditOptimiser
+from training.editing.portrait import SourcePortrait, class_map
+from training.editing.region import EditRequest, RegionSettings
+from training.editing.settings import EditSettings, EditWeights
+from training.generator import Want
+
+SETTINGS = EditSettings(
+    steps=4,
+    warmup_steps=1,
+    views=((-0.3, 0.0), (0.3, 0.1)),
+    condition_every=2,
+    keep_points=64,
+    region=RegionSettings(voxels=16),
+)
+
+
+@pytest.fixture
+def source(generator, camera) -> SourcePortrait:
+    return SourcePortrait(generator, generator.map(torch.randn(1, 8), camera))
+
+
+@pytest.fixture
+def request_(source, camera) -> EditRequest:
+    """The upper left quarter becomes class 2."""
+    rendered = class_map(source.render(camera, Want(), deterministic=True))[0]
+    requested = rendered.clone()
+    requested[2:8, 2:8] = 2
+    return EditRequest(requested, rendered, camera, (2,))
+
+
+def optimiser(source, prior, request_, **changes) -> EditOptimiser:
+    settings = dataclasses.replace(SETTINGS, **changes)
+    return EditOptimiser(source, prior, request_, "a red thing", "a thing", settings)
+
+
+def test_the_edit_begins_as_the_source(source, prior, request_, camera) -> None:
+    edit = optimiser(source, prior, request_)
+    with torch.no_grad():
+        before = source.render(camera, Want(normals=True), deterministic=True)
+        after = edit.portrait.render(camera, Want(normals=True), deterministic=True)
+    for name in ("image", "mask", "normals"):
+        torch.testing.assert_close(getattr(after, name), getattr(before, name), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["cdgt", "dds", "sds", "csd"])
+def test_every_objective_moves_the_learned_copy_alone(source, prior, request_, objective) -> None:
+    frozen = {name: tensor.clone() for name, tensor in source.generator.state_dict().items()}
+    edit = optimiser(source, prior, request_, objective=objective)
+    learned = {name: tensor.clone() for name, tensor in edit.portrait.learned.state_dict().items()}
+    result = edit.run()
+    assert len(result.losses) == 4 and not result.interrupted
+    assert all(torch.equal(tensor, frozen[name]) for name, tensor in source.generator.state_dict().items())
+    moved = [
+        n for n, tensor in edit.portrait.learned.state_dict().items() if not torch.equal(tensor, learned[n])
+    ]
+    assert any(name.startswith("synthesis") for name in moved) and "ws" in moved
+    assert result.losses[0].texture > 0
+    assert (result.losses[0].geometry > 0) == (objective != "dds")
+    assert [entry.timestep for entry in result.losses] == [80, 54, 28, 2]
+
+
+def test_the_picture_follows_the_prompt_inside_and_stays_outside(source, prior, request_, camera) -> None:
+    weights = EditWeights(distillation=1.0, mask=0.0)
+    edit = optimiser(source, prior, request_, steps=25, lr=0.01, guidance=1.0, weights=weights)
+    footprint = edit.views[0].footprint
+    edit.run()
+    with torch.no_grad():
+        before = source.render(camera, Want(), deterministic=True).image
+        after = edit.portrait.render(camera, Want(), deterministic=True).image
+    change = (after - before).mean(1)
+    redness = (after[:, 0] - after[:, 1:].mean(1)) - (before[:, 0] - before[:, 1:].mean(1))
+    assert redness[footprint].mean() > 0.02
+    assert change[~footprint].abs().mean() < 0.3 * change[footprint].abs().mean()
+
+
+def test_the_mask_follows_the_request(source, prior, request_, camera) -> None:
+    weights = EditWeights(distillation=0.0, mask=1.0)
+    edit = optimiser(source, prior, request_, steps=25, lr=0.01, weights=weights)
+    losses = edit.run().losses
+    assert losses[-1].mask < 0.9 * losses[0].mask
+
+
+def test_conditions_of_other_views_are_renewed_from_the_model(source, prior, request_) -> None:
+    edit = optimiser(source, prior, request_)
+    own, other = edit.views[0].condition, edit.views[1].condition
+    with torch.no_grad():
+        edit.portrait.learned.decoder.part_shapes.bias2[2] -= 10.0  # class 2 wins wherever the blend shows it
+    edit.renew()
+    assert torch.equal(edit.views[0].condition, own)  # M stays
+    assert not torch.equal(edit.views[1].condition, other)
+    assert torch.equal(edit.views[1].source_condition, other)
+
+
+def test_the_same_seed_gives_the_same_edit_and_leaves_the_callers_random_state(
+    source, prior, request_
+) -> None:
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    first = optimiser(source, prior, request_).run().losses
+    assert torch.equal(torch.rand(3), expected)
+    again = optimiser(source, prior, request_).run().losses
+    other = optimiser(source, prior, request_, seed=1).run().losses
+    assert first == again
+    assert first != other
+
+
+def test_ctrl_c_keeps_what_there_is(source, prior, request_) -> None:
+    def stop(entry) -> None:
+        if entry.step == 1:
+            raise KeyboardInterrupt
+
+    result = optimiser(source, prior, request_).run(stop)
+    assert result.interrupted and len(result.losses) == 2
+
+
+def test_one_view_a_step_is_enough(source, prior, request_) -> None:
+    result = optimiser(source, prior, request_, views_per_step=1, steps=6).run()
+    assert 0 < sum(entry.mask > 0 for entry in result.losses) <= 6
+
+
+def test_nonfinite_gradients_are_left_out_and_end_the_edit(source, prior, request_) -> None:
+    from dnnlib.errors import UserError
+
+    edit = optimiser(source, prior, request_, max_nonfinite=1, objective="sds")
+    prior.alphas_cumprod = torch.full((100,), float("nan"))
+    with pytest.raises(UserError, match="non-finite"):
+        edit.run()
+    assert all(torch.isfinite(tensor).all() for tensor in edit.portrait.learned.state_dict().values())

@@ -1,0 +1,1 @@
+"""Editing a portrait: region, blending, the optimisation, inversion, export and report (method section 4)."""

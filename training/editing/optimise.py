@@ -1,0 +1,314 @@
+"""The optimisation of an edit (method section 4).
+
+Each step renders M's camera and some other views of the blend, encodes the pictures and their normal maps for
+the prior, asks the objective for gradients, and adds what must be kept. Everything about a view that does not
+change (the source's picture, its latents, its condition) is computed once: that is why the views are a fixed
+few.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dnnlib.errors import UserError
+from training import distillation
+from training.distillation import Branch, Noising
+from training.editing import keep
+from training.editing.portrait import EditedPortrait, LearnedCopy, SourcePortrait, normal_picture
+from training.editing.region import EditRequest, RegionBuilder
+from training.editing.settings import EditSettings
+from training.editing.views import EditPrior, View, renewed, source_views
+from training.field import Field
+from training.generator import Rendering, Want
+from training.prior import NORMAL_PREFIX
+from training.rendering.renderer import RaySamples
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """One step as it is reported: root mean square of the distillation gradients, and the kept terms
+    unweighted."""
+
+    step: int
+    timestep: int
+    texture: float
+    geometry: float
+    mask: float
+    image: float
+    sdf: float
+    eikonal: float
+    consistency: float
+    region: float  # share of the box that may change
+    total: float
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """What an edit leaves."""
+
+    before: SourcePortrait
+    after: EditedPortrait
+    request: EditRequest
+    losses: list[StepLosses]
+    interrupted: bool  # by Ctrl-C; the portrait is as it was then
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """Embedded prompts (1, L, D) of one kind of picture."""
+
+    edited: Tensor
+    source: Tensor
+    negative: Tensor
+
+
+class EditOptimiser:
+    """Edits one portrait.
+
+    Args:
+        source: the portrait.
+        prior: the diffusion prior; frozen.
+        request: the mask, its camera and the edited classes.
+        prompt: what the edited portrait should show; source_prompt: what the source shows.
+    """
+
+    def __init__(
+        self,
+        source: SourcePortrait,
+        prior: EditPrior,
+        request: EditRequest,
+        prompt: str,
+        source_prompt: str,
+        settings: EditSettings | None = None,
+    ) -> None:
+        self.settings = settings = settings or EditSettings()
+        self.objective = distillation.objective(settings.objective)
+        self.prior = prior
+        self.source = source
+        self.request = request
+        config = source.generator.config
+        self.box_warp = config.camera.box_warp
+        self.marching = config.marching
+        self.random = torch.Generator().manual_seed(settings.seed)
+        with torch.no_grad():
+            self.prompts = _embed(prior, prompt, source_prompt)
+            self.views = source_views(source, prior, request, settings)
+            depth = source.render(request.camera, Want(image=False, mask=False), deterministic=True).depth[
+                0, 0
+            ]
+        self.regions = RegionBuilder(
+            source.field, request, depth, box_warp=self.box_warp, settings=settings.region
+        )
+        learned = LearnedCopy(source.generator, source.ws)
+        self.portrait = EditedPortrait(source, learned, self.regions.build())
+        self.optimiser = torch.optim.Adam(
+            [
+                {
+                    "params": [p for n, p in learned.named_parameters() if n != "ws" and p.requires_grad],
+                    "lr": settings.lr,
+                },
+                {"params": [learned.ws], "lr": settings.lr_latent},
+            ],
+            betas=(0.9, 0.99),
+        )
+        self._nonfinite = 0
+
+    def run(self, progress: Callable[[StepLosses], None] | None = None) -> EditResult:
+        """All steps; Ctrl-C ends it early with what there is."""
+        losses: list[StepLosses] = []
+        interrupted = False
+        device_indices = range(torch.cuda.device_count()) if self.request.camera.is_cuda else ()
+        with torch.random.fork_rng(devices=device_indices):
+            torch.manual_seed(self.settings.seed)
+            try:
+                for step in range(self.settings.steps):
+                    losses.append(self.step(step))
+                    if progress is not None:
+                        progress(losses[-1])
+            except KeyboardInterrupt:
+                interrupted = True
+        self.renew()
+        return EditResult(self.source, self.portrait, self.request, losses, interrupted)
+
+    def step(self, index: int) -> StepLosses:
+        """One update; renews conditions and region when it is time."""
+        settings = self.settings
+        if index and index % settings.condition_every == 0:
+            self.renew()
+        chosen = self._draw_views()
+        views = [self.views[i] for i in chosen]
+        learned = self.portrait.learned()
+        rendering = self._render(views, learned)
+
+        timestep = distillation.annealed_timestep(
+            index / max(1, settings.steps - 1),
+            len(self.prior.alphas_cumprod),
+            settings.first_timestep,
+            settings.last_timestep,
+        )
+        distilled, sizes = self._distil(rendering, views, timestep)
+        kept = self._kept(rendering, views, learned, own=chosen.index(0) if 0 in chosen else None)
+        weights = settings.weights
+        total = weights.distillation * distilled + sum(
+            getattr(weights, name) * value for name, value in kept.items()
+        )
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        self._update(index)
+        return StepLosses(
+            step=index,
+            timestep=timestep,
+            texture=sizes[0],
+            geometry=sizes[1],
+            region=self.portrait.region.share,
+            total=float(total.detach()),
+            **{name: float(value.detach()) for name, value in kept.items()},
+        )
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Condition updating: masks of the other views, and the region, from the model as it is now."""
+        learned = self.portrait.learned()
+        self.portrait = replace(self.portrait, region=self.regions.build(learned))
+        self.views[1:] = [
+            renewed(view, self.portrait, learned, self.prior, self.request, self.settings.region)
+            for view in self.views[1:]
+        ]
+
+    def _draw_views(self) -> list[int]:
+        """Views of this step: M's, then others without repetition; of a single one, M's every other time."""
+        count = self.settings.views_per_step
+        if count == 1:
+            return [0] if torch.rand((), generator=self.random) < 0.5 else [self._draw(1)[0]]
+        return [0, *self._draw(count - 1)]
+
+    def _draw(self, count: int) -> list[int]:
+        return (torch.randperm(len(self.views) - 1, generator=self.random)[:count] + 1).tolist()
+
+    def _render(self, views: list[View], learned: Field) -> Rendering:
+        camera = torch.cat([view.camera for view in views])
+        want = Want(normals=True, samples=True)
+        return self.portrait.render(camera, want, learned=learned)
+
+    def _distil(
+        self, rendering: Rendering, views: list[View], timestep: int
+    ) -> tuple[Tensor, tuple[float, float]]:
+        """Surrogate loss of the blended gradients, per view, and the root mean squares of both."""
+        geometry = self.settings.weights.geometry if self.objective.geometry else 0.0
+        shares = [1 - geometry, geometry] if geometry else [1.0]  # texture first
+        prompts = self.prompts[: len(shares)]
+        encoded = [self.prior.encode(rendering.image)]
+        source_latents = [view.source_latents for view in views]
+        if geometry:
+            encoded.append(self.prior.encode(normal_picture(rendering)))
+            source_latents += [view.source_normal_latents for view in views]
+        latents = torch.cat(encoded)
+
+        negative = _per_view([kind.negative for kind in prompts], len(views))
+        edited = Branch(
+            latents.detach(),
+            _per_view([kind.edited for kind in prompts], len(views)),
+            negative,
+            _conditions([view.condition for view in views], len(shares)),
+        )
+        source = Branch(
+            torch.cat(source_latents),
+            _per_view([kind.source for kind in prompts], len(views)),
+            negative,
+            _conditions([view.source_condition for view in views], len(shares)),
+        )
+        noise = torch.randn(latents.shape, generator=self.random).to(latents)
+        noising = Noising(torch.full((len(latents),), timestep, device=latents.device), noise)
+        gradient = self.objective.gradient(
+            self.prior, edited, source if self.objective.paired else None, noising, self.settings.guidance
+        )
+        # Outside the footprint the picture cannot change: the encoder's reach would only pull at the border.
+        footprint = torch.cat([view.footprint for view in views]).repeat(len(shares), 1, 1)[:, None]
+        gradient = gradient * functional.adaptive_max_pool2d(footprint.float(), gradient.shape[-2:])
+        sizes = [part.square().mean().sqrt().item() for part in gradient.split(len(views))] + [0.0]
+        blend = gradient.new_tensor(shares).repeat_interleave(len(views)) * len(shares)
+        return distillation.surrogate(latents, gradient * blend.view(-1, 1, 1, 1)), (sizes[0], sizes[1])
+
+    def _kept(
+        self, rendering: Rendering, views: list[View], learned: Field, own: int | None
+    ) -> dict[str, Tensor]:
+        """The terms of method section 4.7, unweighted. ``own``: which of the views is M's."""
+        request, samples, region = self.request, rendering.samples, self.portrait.region
+        mask = rendering.image.new_zeros(())
+        if own is not None:
+            raw = keep.dense_mask(_one_view(samples, own), self.marching).transpose(1, 2)
+            raw = raw.unflatten(2, rendering.mask_raw.shape[-2:])
+            mask = 0.5 * sum(
+                keep.mask_cross_entropy(each, request.requested, request.changed)
+                for each in (raw, rendering.mask[own : own + 1])
+            )
+        points = torch.rand(self.settings.keep_points, 3, generator=self.random) - 0.5
+        return {
+            "mask": mask,
+            "image": keep.image_outside(
+                rendering.image,
+                torch.cat([view.source_image for view in views]),
+                torch.cat([view.footprint for view in views]),
+            ),
+            "sdf": keep.sdf_outside(
+                self.source.field, learned, region, points.to(request.camera) * self.box_warp
+            ),
+            "eikonal": keep.eikonal_inside(samples, region),
+            "consistency": keep.consistency_inside(samples, region),
+        }
+
+    def _update(self, index: int) -> None:
+        """Adam's step; a step with non-finite gradients is left out, counted, and too many end the edit."""
+        parameters = [
+            p for group in self.optimiser.param_groups for p in group["params"] if p.grad is not None
+        ]
+        if not all(torch.isfinite(p.grad).all() for p in parameters):
+            self._nonfinite += 1
+            if self._nonfinite > self.settings.max_nonfinite:
+                raise UserError(
+                    f"the edit met non-finite gradients {self._nonfinite} times; try a smaller --guidance"
+                )
+            return
+        rise = min(1.0, (index + 1) / max(1, self.settings.warmup_steps))
+        fall = 0.5 + 0.5 * math.cos(
+            math.pi * index / max(1, self.settings.steps)
+        )  # settles as the noise level does
+        for group, rate in zip(
+            self.optimiser.param_groups, (self.settings.lr, self.settings.lr_latent), strict=True
+        ):
+            group["lr"] = rate * rise * (0.1 + 0.9 * fall)
+        self.optimiser.step()
+
+
+def _one_view(samples: RaySamples, view: int) -> RaySamples:
+    """The samples of one of the views, (1, R, S, ...)."""
+    one = {name: value[view : view + 1] for name, value in vars(samples).items() if value is not None}
+    return replace(samples, **one)
+
+
+def _embed(prior: EditPrior, prompt: str, source_prompt: str) -> tuple[_Prompts, _Prompts]:
+    """Prompts of pictures and of normal maps."""
+    pictures = [prompt, source_prompt, prior.negative_prompt(normals=False)]
+    normals = [
+        f"{NORMAL_PREFIX} {prompt}",
+        f"{NORMAL_PREFIX} {source_prompt}",
+        prior.negative_prompt(normals=True),
+    ]
+    embedded = prior.embed(pictures + normals).split(1)
+    return _Prompts(*embedded[:3]), _Prompts(*embedded[3:])
+
+
+def _per_view(texts: list[Tensor], views: int) -> Tensor:
+    """Embeddings (1, L, D), each repeated for all views: (len(texts) * views, L, D)."""
+    return torch.cat([text.expand(views, -1, -1) for text in texts])
+
+
+def _conditions(conditions: list[Tensor | None], kinds: int) -> Tensor | None:
+    """Conditions of all views (1, 3, S, S), once for each kind of picture; None where the prior sees none."""
+    return None if conditions[0] is None else torch.cat(conditions).repeat(kinds, 1, 1, 1)

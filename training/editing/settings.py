@@ -1,0 +1,52 @@
+"""What an edit can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from training.editing.region import RegionSettings
+
+
+@dataclass(frozen=True)
+class EditWeights:
+    """Weights of the terms that are summed. Distillation terms have latent units, the others those of their
+    losses."""
+
+    distillation: float = 0.02  # both distillation gradients together
+    geometry: float = 0.3  # share of the normal map's gradient in them; the picture's share is the rest
+    mask: float = 1.0  # cross-entropy between the rendered and the requested mask, at M's camera
+    image: float = 2.0  # L1 of the picture outside the edit's footprint
+    sdf: float = 2.0  # L1 of the learned field's signed distances to the frozen one's, outside the region
+    eikonal: float = 0.05  # of the learned field, inside the region
+    consistency: float = 1.0  # of the global SDF and the union of the parts, inside the region
+
+
+@dataclass(frozen=True)
+class EditSettings:
+    """One edit."""
+
+    objective: str = "cdgt"  # 'cdgt', 'dds', 'sds' or 'csd', see training.distillation
+    steps: int = 200
+    guidance: float = 7.5  # s in e = e_0 + s (e_y - e_0)
+    first_timestep: float = 0.8  # share of the diffusion steps at which the edit begins ...
+    last_timestep: float = 0.02  # ... and to which it falls linearly
+    lr: float = 0.001  # Adam's, of the backbone and the decoder
+    lr_latent: float = 0.01  # of w
+    warmup_steps: int = 10  # the learning rates rise linearly
+    views_per_step: int = 2  # the first is M's camera, the others are drawn from the fixed ones
+    views: tuple[tuple[float, float], ...] = (  # yaw and pitch of these in radians
+        (-0.55, 0.0),
+        (-0.3, 0.1),
+        (-0.3, -0.1),
+        (0.0, 0.15),
+        (0.0, -0.15),
+        (0.3, 0.1),
+        (0.3, -0.1),
+        (0.55, 0.0),
+    )
+    condition_every: int = 20  # steps after which the masks of these views, and the region, are renewed
+    keep_points: int = 1024  # random points of the box on which the SDFs are kept, per step
+    seed: int = 0  # of the diffusion noise, the views and the sampling along rays
+    max_nonfinite: int = 10  # steps with non-finite gradients after which the edit stops
+    weights: EditWeights = field(default_factory=EditWeights)
+    region: RegionSettings = field(default_factory=RegionSettings)

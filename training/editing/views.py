@@ -1,0 +1,99 @@
+"""The fixed views that an edit works on: what the source looks like from each, and what is wanted there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from datasets.labels import LabelSet, label_set
+from training.distillation import NoisePredictor
+from training.editing.portrait import EditedPortrait, SourcePortrait, camera_at, class_map, normal_picture
+from training.editing.region import EditRequest, RegionSettings, dilate, footprint_dilation, in_classes
+from training.editing.settings import EditSettings
+from training.field import Field
+from training.generator import Want
+
+
+class EditPrior(NoisePredictor, Protocol):
+    """What an edit needs of :class:`training.prior.Prior`."""
+
+    def encode(self, images: Tensor) -> Tensor: ...
+    def embed(self, prompts: list[str]) -> Tensor: ...
+    def negative_prompt(self, normals: bool) -> str: ...
+    def condition(self, masks: Tensor, labels: LabelSet) -> Tensor | None: ...
+
+
+@dataclass(frozen=True)
+class View:
+    """A camera with what never changes about the source there, cached, and what the edit currently wants."""
+
+    camera: Tensor  # (1, 25)
+    source_image: Tensor  # (1, 3, H, W)
+    source_classes: Tensor  # (1, H, W)
+    source_latents: Tensor  # (1, C, h, w) of the picture
+    source_normal_latents: Tensor  # (1, C, h, w) of its normal map
+    source_condition: Tensor | None  # (1, 3, S, S); None where the prior sees no masks
+    condition: Tensor | None  # the same of the requested mask, or of the edited model's own
+    footprint: Tensor  # (1, H, W) bool: where the edit may show, dilated
+
+
+@torch.no_grad()
+def source_views(
+    source: SourcePortrait, prior: EditPrior, request: EditRequest, settings: EditSettings
+) -> list[View]:
+    """M's camera first, then the fixed ones of the settings; their condition is the source's mask so far."""
+    labels = label_set(source.generator.config.labels)
+    yaw, pitch = torch.tensor(settings.views).reshape(-1, 2).T
+    cameras = torch.cat([request.camera, camera_at(source.generator, yaw, pitch)])
+    views = []
+    for index, camera in enumerate(cameras.split(1)):
+        rendering = source.render(camera, Want(normals=True), deterministic=True)
+        classes = class_map(rendering) if index else request.rendered[None]
+        condition = prior.condition(classes, labels)
+        footprint = _footprint(classes, classes, request, settings.region)
+        view = View(
+            camera=camera,
+            source_image=rendering.image,
+            source_classes=classes,
+            source_latents=prior.encode(rendering.image),
+            source_normal_latents=prior.encode(normal_picture(rendering)),
+            source_condition=condition,
+            condition=condition,
+            footprint=footprint,
+        )
+        if index == 0:
+            pixels = footprint_dilation(settings.region, classes.shape[-1])
+            view = replace(
+                view,
+                condition=prior.condition(request.requested[None], labels),
+                footprint=dilate(request.footprint, pixels)[None],
+            )
+        views.append(view)
+    return views
+
+
+@torch.no_grad()
+def renewed(
+    view: View,
+    portrait: EditedPortrait,
+    learned: Field,
+    prior: EditPrior,
+    request: EditRequest,
+    settings: RegionSettings,
+) -> View:
+    """Condition updating: the view with the mask, and the footprint, of the edited portrait as it is now."""
+    classes = class_map(portrait.render(view.camera, Want(), learned=learned, deterministic=True))
+    return replace(
+        view,
+        condition=prior.condition(classes, label_set(portrait.generator.config.labels)),
+        footprint=_footprint(view.source_classes, classes, request, settings),
+    )
+
+
+def _footprint(before: Tensor, now: Tensor, request: EditRequest, settings: RegionSettings) -> Tensor:
+    """(1, H, W): pixels of an edited class, before or now, dilated."""
+    shown = in_classes(before, request.classes) | in_classes(now, request.classes)
+    return dilate(shown[0], footprint_dilation(settings, shown.shape[-1]))[None]
