@@ -4,13 +4,14 @@ A point is projected on each plane; the plane is read there by bilinear interpol
 (i + 0.5) / size, zeros outside), and the three results are averaged. Right to second order in planes and
 points, as the eikonal loss needs.
 
-The reference writes the interpolation as a product with a sparse matrix, one row per point, whose entries are
-the corners' weights. Three linear maps are then closed under differentiation, so each one's backward is the
-other two:
+The interpolation is a product with a sparse matrix, one row per point, whose entries are the weights of the
+corners around it. Three linear maps are then closed under differentiation: each one's backward is the others.
 
-    gather   y_b = sum_k w_bk T[i_bk]          T table (R, C), i and w (B, K)
-    scatter  T_r = sum_{b,k: i_bk = r} w_bk y_b
+    gather   y_b = sum_k w_bk T[i_bk]              T table (R, C), i and w (B, K), y (B, C)
+    scatter  T_r = sum over i_bk = r of w_bk y_b
     dot      d_bk = T[i_bk] . y_b
+
+The corners of a cell lie at fixed distances (1 and the pitch of the table), so only the first is stored.
 """
 
 from __future__ import annotations
@@ -37,111 +38,178 @@ def triplane_sample(
     reduce: str = "mean",
     impl: str = "auto",
 ) -> Tensor:
-    """planes (N, 3, C, H, W) at points (N, M, 3) -> features (N, M, C), or (N, 3, M, C) with
-    ``reduce='none'``.
+    """planes (N, 3, C, H, W) at points (N, M, 3) -> features (N, M, C), their mean over the planes.
 
     Points are in world units; the planes cover a cube of side ``box_warp`` centred at the origin.
-    ``projection`` is 'orthogonal' (x-y, x-z, y-z) or 'published' (x-y, x-z, z-x). ``impl`` is 'auto',
-    'reference' or 'native'. Fastest when each plane is channels-last in memory.
+    ``projection`` is 'orthogonal' (x-y, x-z, y-z) or 'published' (x-y, x-z, z-x). ``reduce='none'`` leaves out
+    the averaging: (N, 3, M, C). ``impl`` is 'auto', 'reference' or 'native'.
     """
-    return _reference(planes, points, PROJECTIONS[projection], box_warp, reduce == "mean")
-
-
-def _reference(
-    planes: Tensor, points: Tensor, axes: tuple[tuple[int, int], ...], box_warp: float, mean: bool
-) -> Tensor:
-    """The operation in PyTorch."""
-    batch, count, channels, height, width = planes.shape
-    num_points = points.shape[1]
-    table = planes.permute(0, 1, 3, 4, 2).reshape(batch * count * height * width, channels)
-    index, weight = _corners(points, axes, box_warp, height, width)  # (N, M, 3, 4) each
-    if mean:
-        rows = batch * num_points
-        return gather(table, index.view(rows, -1), weight.reshape(rows, -1) / count).view(
-            batch, num_points, channels
-        )
-    rows = batch * num_points * count
-    features = gather(table, index.view(rows, -1), weight.reshape(rows, -1))
-    return features.view(batch, num_points, count, channels).transpose(1, 2)
+    height, width = planes.shape[-2:]
+    # A ring of zeros around each plane stands for all that is outside.
+    table = F.pad(planes.permute(0, 1, 3, 4, 2), (0, 0, 1, 1, 1, 1)).flatten(0, 3)
+    cells, weight = _corners(points, PROJECTIONS[projection], box_warp, height, width)
+    cells, weight, pitch = cells.flatten(0, 1), weight.flatten(0, 1), width + 2
+    if reduce == "none":  # a point on one plane is a row of 4 corners, instead of 12
+        each = gather(table, cells.view(-1, 1), weight.reshape(-1, 1, 4), pitch)
+        return each.view(*points.shape[:2], 3, -1).transpose(1, 2)
+    return gather(table, cells, weight / 3, pitch).unflatten(0, points.shape[:2])
 
 
 def _corners(
     points: Tensor, axes: tuple[tuple[int, int], ...], box_warp: float, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """Rows of the table and weights of the four corners on every plane: (N, M, 3, 4), int64 and points'
-    dtype."""
-    batch, count = len(points), len(axes)
-    size = points.new_tensor((width, height))
-    flat = points[..., [axis for pair in axes for axis in pair]].unflatten(-1, (count, 2))
-    pixel = (
-        flat * (size / box_warp) + (size - 1) / 2
-    )  # (N, M, 3, 2): x, y in pixels, 0 the first pixel's centre
-    low = pixel.detach().floor()
-    upper = pixel - low  # weight of the corner at low + 1
-    corner = torch.stack((low, low + 1), dim=-1)  # (N, M, 3, 2, 2): axis, corner
-    inside = (corner >= 0) & (corner < size[:, None])
-    weight = torch.stack((1 - upper, upper), dim=-1) * inside
-    limit = (size - 1).long()[:, None]
-    cell = torch.minimum(corner.clamp_min(0).long(), limit)
-    plane = torch.arange(batch * count, device=points.device).view(batch, 1, count, 1, 1) * (height * width)
-    index = plane + cell[..., 1, :, None] * width + cell[..., 0, None, :]  # (N, M, 3, y, x)
-    weight = weight[..., 1, :, None] * weight[..., 0, None, :]
-    return index.flatten(-2), weight.flatten(-2)
+    """First corner's row in the table of padded planes, (N, M, 3) int32, and the weights of all four,
+    (N, M, 3, 4) in the order of :func:`_rows`, twice differentiable by the points."""
+    # Pixel ((p / (box / 2) + 1) size - 1) / 2, + 1 for the ring; held inside the ring, where the value is zero.
+    along = points.unbind(-1)
+    x = torch.stack([along[horizontal] for horizontal, _ in axes], dim=-1) * (width / box_warp)
+    y = torch.stack([along[vertical] for _, vertical in axes], dim=-1) * (height / box_warp)
+    x = (x + (width + 1) / 2).clamp(0, width + 1)
+    y = (y + (height + 1) / 2).clamp(0, height + 1)
+    with torch.no_grad():
+        # NaN points must give NaN features, not a row out of range: hence nan_to_num.
+        left = x.floor().clamp_max(width).nan_to_num()
+        top = y.floor().clamp_max(height).nan_to_num()
+        plane = torch.arange(len(points) * len(axes), device=points.device, dtype=torch.int32)
+        plane = plane.view(-1, 1, len(axes))
+        cells = (plane * (height + 2) + top.int()) * (width + 2) + left.int()
+    right, below = x - left, y - top
+    both = right * below
+    # (1 - right) (1 - below), right (1 - below), (1 - right) below, right below
+    return cells, torch.stack((1 - right - below + both, right - both, below - both, both), dim=-1)
 
 
-class _Gather(Function):
+def gather(table: Tensor, cells: Tensor, weight: Tensor, pitch: int) -> Tensor:
+    """y_b = sum_pk weight_bpk table[corner k of cell_bp].
+
+    table (R, C), cells (B, P) int32, weight (B, P, 4) -> (B, C). ``pitch``: rows of the table from a pixel to the
+    one below it.
+    """
+    y = _GatherByTable.apply(table, cells, weight, pitch)
+    return _GatherByWeight.apply(y, table, cells, weight, pitch) if weight.requires_grad else y
+
+
+def scatter(values: Tensor, cells: Tensor, weight: Tensor, pitch: int, rows: int) -> Tensor:
+    """The transpose of :func:`gather`: values (B, C) -> table (rows, C)."""
+    return _Scatter.apply(values, cells, weight, pitch, rows)
+
+
+def dot(table: Tensor, cells: Tensor, values: Tensor, pitch: int) -> Tensor:
+    """d_bpk = table[corner k of cell_bp] . values_b: values (B, C) -> (B, P, 4)."""
+    return _Dot.apply(table, cells, values, pitch)
+
+
+class _GatherByTable(Function):
+    """gather, with its derivative by the table.
+
+    The derivative by the weights belongs to a node of its own, because autograd asks a node for all its gradients
+    or for none: the eikonal loss wants the points' gradient, and would pay for the table's as well.
+    """
+
     @staticmethod
-    def forward(ctx: FunctionCtx, table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(table, index, weight)
-        return F.embedding_bag(index, table, mode="sum", per_sample_weights=weight)
+    def forward(ctx: FunctionCtx, table: Tensor, cells: Tensor, weight: Tensor, pitch: int) -> Tensor:
+        ctx.save_for_backward(cells, weight)
+        ctx.pitch, ctx.rows = pitch, len(table)
+        return _gather_reference(table, cells, weight, pitch)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
-        table, index, weight = ctx.saved_tensors
-        to_table, _, to_weight = ctx.needs_input_grad
-        return (
-            _Scatter.apply(grad, index, weight, len(table)) if to_table else None,
-            None,
-            _Dot.apply(table, index, grad) if to_weight else None,
-        )
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        cells, weight = ctx.saved_tensors
+        return scatter(grad, cells, weight, ctx.pitch, ctx.rows), None, None, None
+
+
+class _GatherByWeight(Function):
+    """Passes gather's result on and adds its derivative by the weights."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, y: Tensor, table: Tensor, cells: Tensor, weight: Tensor, pitch: int
+    ) -> Tensor:
+        ctx.save_for_backward(table, cells)
+        ctx.pitch = pitch
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        table, cells = ctx.saved_tensors
+        return grad, None, None, dot(table, cells, grad, ctx.pitch), None
 
 
 class _Scatter(Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, values: Tensor, index: Tensor, weight: Tensor, rows: int) -> Tensor:
-        ctx.save_for_backward(values, index, weight)
-        table = values.new_zeros(rows, values.shape[1])
-        return table.index_add_(0, index.flatten(), (weight[:, :, None] * values[:, None]).flatten(0, 1))
+    def forward(
+        ctx: FunctionCtx, values: Tensor, cells: Tensor, weight: Tensor, pitch: int, rows: int
+    ) -> Tensor:
+        ctx.save_for_backward(values, cells, weight)
+        ctx.pitch = pitch
+        return _scatter_reference(values, cells, weight, pitch, rows)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
-        values, index, weight = ctx.saved_tensors
-        to_values, _, to_weight, _ = ctx.needs_input_grad
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        values, cells, weight = ctx.saved_tensors
+        by_values, _, by_weight, _, _ = ctx.needs_input_grad
         return (
-            _Gather.apply(grad, index, weight) if to_values else None,
+            gather(grad, cells, weight, ctx.pitch) if by_values else None,
             None,
-            _Dot.apply(grad, index, values) if to_weight else None,
+            dot(grad, cells, values, ctx.pitch) if by_weight else None,
+            None,
             None,
         )
 
 
 class _Dot(Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, table: Tensor, index: Tensor, values: Tensor) -> Tensor:
-        ctx.save_for_backward(table, index, values)
-        return torch.einsum("bkc,bc->bk", table[index], values)
+    def forward(ctx: FunctionCtx, table: Tensor, cells: Tensor, values: Tensor, pitch: int) -> Tensor:
+        ctx.save_for_backward(table, cells, values)
+        ctx.pitch = pitch
+        return _dot_reference(table, cells, values, pitch)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
-        table, index, values = ctx.saved_tensors
-        to_table, _, to_values = ctx.needs_input_grad
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        table, cells, values = ctx.saved_tensors
+        by_table, _, by_values, _ = ctx.needs_input_grad
         return (
-            _Scatter.apply(values, index, grad, len(table)) if to_table else None,
+            scatter(values, cells, grad, ctx.pitch, len(table)) if by_table else None,
             None,
-            _Gather.apply(table, index, grad) if to_values else None,
+            gather(table, cells, grad, ctx.pitch) if by_values else None,
+            None,
         )
 
 
-def gather(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """sum_k weight_bk table[index_bk]: table (R, C), index and weight (B, K) -> (B, C)."""
-    return _Gather.apply(table, index, weight)
+def _rows(cells: Tensor, pitch: int) -> Tensor:
+    """Rows (B, 4 P) of all corners: itself, right, below, below right."""
+    steps = torch.tensor((0, 1, pitch, pitch + 1), device=cells.device, dtype=cells.dtype)
+    return (cells[..., None] + steps).flatten(1)
+
+
+def _gather_reference(table: Tensor, cells: Tensor, weight: Tensor, pitch: int) -> Tensor:
+    return F.embedding_bag(_rows(cells, pitch), table, mode="sum", per_sample_weights=weight.flatten(1))
+
+
+def _scatter_reference(values: Tensor, cells: Tensor, weight: Tensor, pitch: int, rows: int) -> Tensor:
+    # Sorted by cell, each corner is a gather: row r sums the values of the points whose cell is r. That is three
+    # times as fast as adding at random places, and its result does not depend on the order of threads.
+    ordered, order = cells.flatten().sort()
+    every_row = torch.arange(rows + 1, device=cells.device, dtype=torch.int32)
+    first = torch.searchsorted(ordered, every_row, out_int32=True)
+    point = torch.div(order, cells.shape[1], rounding_mode="floor").int()
+    corner_weights = weight.reshape(-1, 4).index_select(0, order).t().contiguous()
+    table = torch.zeros(rows, values.shape[1], dtype=values.dtype, device=values.device)
+    for step, corner in zip((0, 1, pitch, pitch + 1), corner_weights, strict=True):
+        at_cell = F.embedding_bag(
+            point, values, first, mode="sum", per_sample_weights=corner, include_last_offset=True
+        )
+        table[step:] += at_cell[: rows - step]
+    return table
+
+
+def _dot_reference(table: Tensor, cells: Tensor, values: Tensor, pitch: int) -> Tensor:
+    # What embedding_bag's own backward calls for the weights: it never stores the (B, 4 P, C) rows.
+    rows = _rows(cells, pitch)
+    bags = torch.arange(len(rows), device=rows.device, dtype=rows.dtype)
+    offsets, bag_of = bags * rows.shape[1], bags.repeat_interleave(rows.shape[1])
+    mode_sum, no_padding = 0, -1
+    found = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        values.contiguous(), table, rows.flatten(), offsets, bag_of, mode_sum, no_padding
+    )
+    return found.view(*cells.shape, 4)
