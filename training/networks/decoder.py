@@ -68,8 +68,8 @@ class TriplaneDecoder(nn.Module):
 
     def density(self, sdf: Tensor) -> Tensor:
         """sigma = sigmoid(-s / b) / b with b = |beta| + 1e-4, per world unit of ray length; any shape."""
-        beta = self.sigmoid_beta.abs() + _BETA_FLOOR
-        return torch.sigmoid(-sdf / beta) / beta
+        sharpness = 1 / (self.sigmoid_beta.abs() + _BETA_FLOOR)
+        return torch.sigmoid(sdf * -sharpness) * sharpness
 
     def published_names(self) -> dict[str, Tensor]:
         """All tensors under the names and shapes of the published models (detached views of ours)."""

@@ -11,6 +11,32 @@ from torch.nn import functional
 # Hidden values per block: on a CPU a block stays in the cache (1 MB of floats), on a GPU it fills the device.
 _BLOCK_CPU = 1 << 18
 _BLOCK_GPU = 1 << 26
+_LARGE = 80.0  # exp(80) is finite in float32, and log(1 + exp(80)) = 80
+
+
+def softplus(x: Tensor) -> Tensor:
+    """``log(1 + exp(x))``, within 1e-6; not differentiable.
+
+    On a CPU this is four times as fast as torch's, which took half the time of a rendering.
+    """
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        return functional.softplus(x)
+    y = x.clamp_max(_LARGE).exp_().add_(1).log_()
+    return torch.maximum(x, y, out=y)  # beyond the clamp it is x
+
+
+class _Softplus(Function):
+    """:func:`softplus` with its derivative, the sigmoid; right to any order."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return softplus(x)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad * torch.sigmoid(x)
 
 
 class Perceptron(nn.Module):
@@ -28,7 +54,7 @@ class Perceptron(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = functional.linear(x, equalised(self.weight1), self.bias1)
-        return functional.linear(functional.softplus(hidden), equalised(self.weight2), self.bias2)
+        return functional.linear(_Softplus.apply(hidden), equalised(self.weight2), self.bias2)
 
 
 class PartPerceptrons(nn.Module):
@@ -86,8 +112,8 @@ class _Heads(Function):
         first, second = weight1.flatten(0, 1), torch.block_diag(*weight2[:, None])  # (P K, C), (P, P K)
         out = x.new_empty(len(x), len(bias2))
         for some in _blocks(x, bias1.numel()):
-            hidden = functional.softplus(torch.addmm(bias1.flatten(), x[some], first.t()))
-            torch.addmm(bias2, hidden, second.t(), out=out[some])
+            hidden = torch.addmm(bias1.flatten(), x[some], first.t())
+            torch.addmm(bias2, softplus(hidden), second.t(), out=out[some])
         return out
 
     @staticmethod
@@ -112,7 +138,7 @@ def _heads_backward(
     for some in _blocks(x, len(first)):
         hidden = torch.addmm(bias1.flatten(), x[some], first.t())
         if to_weights:
-            to_second.addmm_(grad[some].t(), functional.softplus(hidden))
+            to_second.addmm_(grad[some].t(), softplus(hidden))
         to_hidden = (grad[some] @ second).mul_(hidden.sigmoid_())
         torch.mm(to_hidden, first, out=to_x[some])
         if not to_weights:

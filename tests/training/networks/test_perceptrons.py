@@ -19,6 +19,14 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(perceptrons, "_BLOCK_CPU", 1)  # blocks of 64 points, their smallest size
 
 
+def test_softplus_agrees_with_torch_everywhere():
+    x = torch.tensor([-1e4, -100.0, -20.0, -1.0, 0.0, 1.0, 20.0, 79.9, 80.1, 1e4, torch.inf, -torch.inf])
+    x = torch.cat([x, torch.linspace(-30, 90, 1000)])
+    # 1 + exp(x) is rounded to float32's 6e-8; relative to torch's own rounding where x is large
+    torch.testing.assert_close(perceptrons.softplus(x), torch.nn.functional.softplus(x), atol=1e-6, rtol=1e-6)
+    assert perceptrons.softplus(torch.tensor([torch.nan])).isnan().all()
+
+
 def test_one_head_by_hand():
     head = Perceptron(channels=1, width=4, outputs=1)
     with torch.no_grad():
@@ -26,6 +34,12 @@ def test_one_head_by_hand():
     # four equal hidden units; the gains are 1 / sqrt(1) and 1 / sqrt(4)
     want = 4 * torch.nn.functional.softplus(torch.tensor([[3.0 * 0.2 + 1.0]])) * 2.0 / 2 + 0.5
     torch.testing.assert_close(head(torch.tensor([[0.2]])), want)
+
+
+def test_one_head_is_right_to_second_order():
+    head = Perceptron(channels=2, width=3, outputs=2).double()
+    x = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(head, (x,)) and torch.autograd.gradgradcheck(head, (x,))
 
 
 @pytest.mark.parametrize("points", [0, 11, 64, 150])
