@@ -25,8 +25,11 @@ from training import launch
 @click.option(
     "--aug", type=click.Choice(["none", "fixed", "ada"]), help="Augmentation of what discriminators see."
 )
-@click.option("--resume", type=click.Path(path_type=Path), help="Run folder or training state to go on from, or a "
-              "generator's .safetensors to start from.")  # fmt: skip
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    help="Run folder or training state to go on from, or a generator's .safetensors to start from.",
+)
 @click.option("--seed", type=int, help="Random seed.")
 @click.option("--workers", type=int, help="Processes that read pictures.")
 @click.option("--minutes", type=float, help="Stop in good order after so many minutes.")

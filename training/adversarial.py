@@ -1,7 +1,8 @@
-"""Phase (b): the generator against two discriminators, one of pictures and one of pictures with masks (section 3).
+"""Phase (b): the generator against two discriminators, of pictures and of pictures with masks.
 
-A step is: the generator's losses; every few steps, the regularisation of its density; then both discriminators on
-the pictures that the generator has just made, which are therefore rendered once; every few steps, R1.
+A step is: the generator's losses; every few steps, the regularisation of its density; then both
+discriminators on the pictures that the generator has just made, which are therefore rendered once; every few
+steps, R1.
 """
 
 from __future__ import annotations
@@ -37,8 +38,11 @@ class Scenes:
 
 
 def draw_scenes(z_dim: int, camera: Tensor, swap_probability: float) -> Scenes:
-    """Latents for the given views. A conditioning camera is its neighbour's with the given probability, so that the
-    mapping cannot rely on it for what the view shows."""
+    """Latents for the given views (N, 25).
+
+    A conditioning camera is its neighbour's with the given probability, so that the mapping cannot rely on it
+    for what the view shows.
+    """
     z = torch.randn(len(camera), z_dim, device=camera.device)
     swapped = torch.rand(len(camera), 1, device=camera.device) < swap_probability
     return Scenes(z, camera, torch.where(swapped, camera.roll(1, 0), camera))
@@ -187,7 +191,7 @@ class AdversarialPhase:
         curves.add("augment/strength", self.strength.value)
 
     def r1_gradients(self, reals: Views, camera: Tensor, now: Moment) -> None:
-        """Adds the gradients of the lazy R1 penalty of both discriminators, on picture and raw picture alike."""
+        """Adds the gradients of the lazy R1 penalty of both discriminators, on final and raw pictures."""
         config = self.config.loss
         for part, share in passes(len(camera), self.config.batch_per_pass):
             leaves = Views(*(x[part].detach().requires_grad_() for x in _tensors(reals)))

@@ -1,9 +1,9 @@
-"""Adaptive discriminator augmentation: random warps and colour changes that the discriminators see on every picture.
+"""Adaptive discriminator augmentation: random warps and colour changes of all that the discriminators see.
 
-The same transform moves the picture, its raw rendering and their masks, so that what the discriminators compare
-stays aligned. No mirroring and no large rotation: the discriminators know the camera, which those would contradict.
-Every transform is differentiable to second order in the pixels, as R1 needs. Equations: Karras et al., "Training
-generative adversarial networks with limited data", 2020, appendix B.
+The same transform moves the picture, its raw rendering and their masks, so that what the discriminators
+compare stays aligned. No mirroring and no large rotation: the discriminators know the camera, which those
+would contradict. Every transform is differentiable to second order in the pixels, as R1 needs. Equations: Karras
+et al., "Training generative adversarial networks with limited data", 2020, appendix B.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def recolour(images: Tensor, augmentation: Augmentation) -> Tensor:
 
 
 class Strength:
-    """How often pictures are augmented. In mode 'ada' it follows how sure the discriminator is of real pictures.
+    """How often pictures are augmented; 'ada' follows how sure the discriminator is of real pictures.
 
-    The strength moves up when the mean of sign(D(real)) exceeds the target, else down, by so much that it could go
-    from 0 to 1 in ``speed_kimg``.
+    The strength moves up when the mean of sign(D(real)) exceeds the target, else down, by so much that it
+    could go from 0 to 1 in ``speed_kimg``.
     """
 
     def __init__(self, config: AugmentConfig, device: torch.device) -> None:

@@ -19,7 +19,7 @@ FILE = "stats.jsonl"
 
 
 class Curves:
-    """Collects scalars during steps without waiting for the device; their means are taken when a line is written."""
+    """Collects scalars during steps without waiting for the device, and gives their means when asked."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -45,7 +45,7 @@ class CurveWriter:
     """Appends lines to OUTDIR/stats.jsonl and to TensorBoard's event files beside it."""
 
     def __init__(self, outdir: Path, images: int) -> None:
-        """``images``: where the run stands. Lines beyond, of a run that went on after its last state, are dropped."""
+        """``images``: where the run stands. Lines beyond it, written after the resumed state, are dropped."""
         self.path = Path(outdir) / FILE
         self._drop_after(images)
         self._board = SummaryWriter(str(outdir), purge_step=images + 1) if SummaryWriter else None

@@ -45,7 +45,7 @@ def resolve(
     overrides: Sequence[str] = (),
     **options: str | float | None,
 ) -> Run:
-    """The configuration of ``cfg`` (or of the run to resume) with the options and ``a.b=c`` overrides on top."""
+    """The configuration of ``cfg`` (or of the run to resume), then options, then ``a.b=c`` overrides."""
     source = _source(cfg, resume)
     given = [f"{_FIELDS[name]}={value}" for name, value in options.items() if value is not None]
     config = config_files.load(TrainConfig, source, [*given, *overrides])
@@ -66,8 +66,9 @@ def start(run: Run, *, minutes: float | None = None) -> None:
     if not config.data.images:
         side = config.generator.resolution
         raise UserError(
-            f"no pictures: give --data (folder or zip of {side}x{side} images with dataset.json) and --masks (the "
-            f"{config.generator.labels} masks of the same stems), see docs/data.md; to try it on bundled data: {TRY}"
+            f"no pictures: give --data (folder or zip of {side}x{side} images with dataset.json) and --masks "
+            f"({config.generator.labels} masks of the same stems), see docs/data.md; to try it on bundled "
+            f"data: {TRY}"
         )
     if run.resume is None and run.outdir.is_dir() and any(run.outdir.glob("training-state-*.safetensors")):
         raise UserError(

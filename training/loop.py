@@ -210,8 +210,8 @@ class Trainer:
             snapshots.set_random_state(state["random"][distributed.rank()])
         elif distributed.is_main():
             print(
-                f"{path} was written by {len(state['random'])} processes, this run has {distributed.world_size()}: "
-                "it goes on with new random numbers",
+                f"{path} was written by {len(state['random'])} processes, this run has "
+                f"{distributed.world_size()}: it goes on with new random numbers",
                 file=sys.stderr,
             )
 

@@ -1,7 +1,7 @@
 """The phases of training, what they share, and the first of them: spheres (method section 3).
 
-A phase is a step that is repeated until the phase is finished; :mod:`training.loop` repeats it, feeds it pictures,
-writes curves, grids and snapshots, and stores and restores its state.
+A phase is a step that is repeated until the phase is finished; :mod:`training.loop` repeats it, feeds it
+pictures, writes curves, grids and snapshots, and stores and restores its state.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Models:
 
 
 def build_models(config: TrainConfig, device: torch.device) -> Models:
-    """Networks of the configured sizes, the same in every process; float16 blocks only where CUDA runs them."""
+    """Networks of the configured sizes, the same in every process; float16 only where CUDA runs it."""
     fp16_blocks = _FP16_BLOCKS if config.mixed_precision and device.type == "cuda" else 0
     generator = Generator(config.generator).requires_grad_(True)
     sizes = config.discriminator

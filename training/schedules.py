@@ -1,4 +1,4 @@
-"""What changes while the adversarial phase goes on: pure functions of the number of images seen (method section 3)."""
+"""What changes during the adversarial phase: pure functions of the number of images seen."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def moment(config: ScheduleConfig, images: int, batch: int) -> Moment:
 def average_decay(ema_kimg: float, rampup: float, images: int, batch: int) -> float:
     """Share of the old generator average that one step keeps: 0.5 ** (batch / half-life).
 
-    The half-life is ``ema_kimg`` thousand images at batch 32, in proportion for other batches, and at most the share
-    ``rampup`` of the ``images`` trained so far, so that the start is forgotten soon.
+    The half-life is ``ema_kimg`` thousand images at batch 32, in proportion for other batches, and at most
+    the share ``rampup`` of the ``images`` trained so far, so that the start is forgotten soon.
     """
     half_life = min(ema_kimg * 1000 * batch / _BATCH_REFERENCE, images * rampup)
     return 0.5 ** (batch / max(half_life, 1e-8))

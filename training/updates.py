@@ -1,4 +1,4 @@
-"""How parameters change: Adam with lazy regularisation, the running average, and what happens to bad gradients."""
+"""How parameters change: Adam with lazy regularisation, the average, the guard against bad gradients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch_utils import distributed
 
 
 class FiniteGuard:
-    """Counts steps whose gradients are not finite. Such a step is left out, never patched; too many end the run."""
+    """Counts steps whose gradients are not finite: left out, never patched; too many end the run."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -29,8 +29,9 @@ class FiniteGuard:
         self.count += 1
         if self.count > self.limit:
             raise UserError(
-                f"the gradients of the {what} were not finite in {self.count} steps (max_nonfinite={self.limit}): "
-                "lower the learning rates or raise --gamma, then --resume from the last state"
+                f"the gradients of the {what} were not finite, the {self.count}th such step "
+                f"(max_nonfinite={self.limit}): lower the learning rates or raise --gamma, then --resume from "
+                "the last state"
             )
         return False
 
@@ -62,7 +63,7 @@ class Updater:
         )
 
     def apply(self) -> bool:
-        """Takes one step with the accumulated gradients and clears them. False: they were not finite, no step."""
+        """Takes a step with the accumulated gradients and clears them; False: not finite, so no step."""
         distributed.all_reduce_mean_gradients(self.parameters)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         finite = self.guard.finite(gradients, self.what)

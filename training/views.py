@@ -1,4 +1,4 @@
-"""What the discriminators look at: pictures and masks, final and raw, real and generated, blurred and augmented."""
+"""What the discriminators look at: pictures and masks, final and raw, blurred and augmented."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Views:
 
 
 def real_views(images: Tensor, masks: Tensor, classes: int, raw_resolution: int) -> Views:
-    """Views of pictures uint8 (N, 3, H, H) and class maps uint8 (N, H, H); raw ones are antialiased reductions."""
+    """Views of pictures uint8 (N, 3, H, H) and class maps uint8 (N, H, H); the raw ones are reductions."""
     image = images.float() / 127.5 - 1
     mask = one_hot(masks, classes) * 2 - 1
     return Views(image, reduce(image, raw_resolution), mask, reduce(mask, raw_resolution))
@@ -71,7 +71,7 @@ def prepare(views: Views, *, blur_share: float, augmentation: Augmentation | Non
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (N, C, H, W) by ``sigma`` pixels, zeros outside; none where the kernel is one pixel."""
+    """Gaussian blur of (N, C, H, W) by ``sigma`` pixels, zeros outside; none if the kernel is one pixel."""
     reach = _reach(sigma)
     if reach == 0:
         return images

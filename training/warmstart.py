@@ -1,8 +1,9 @@
 """Optional phase between spheres and adversaries, for synthetic sets that come with depth and normals.
 
-Every training picture gets a latent of its own, fitted together with the generator to the picture, its mask and its
-surface (generative latent optimisation, Bojanowski et al. 2018). Heads, classes and surfaces are then there when the
-adversarial phase begins, which draws latents from the standard normal: so the fitted ones are kept normal too.
+Every training picture gets a latent of its own, fitted together with the generator to the picture, its mask
+and its surface (generative latent optimisation, Bojanowski et al. 2018). Heads, classes and surfaces are then
+there when the adversarial phase begins. That phase draws latents from the standard normal, so the fitted ones
+are kept normal too.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _FOREGROUND = 0.999  # share of a raw pixel that must be foreground for its dept
 class LatentTable:
     """One latent per picture, (n, z_dim), with an Adam whose moments move only for the rows that are touched.
 
-    Rows keep the norm sqrt(z_dim), as the mapping normalises them anyway; now and then the whole table is brought
-    back to mean 0 and covariance 1.
+    Rows keep the norm sqrt(z_dim), as the mapping normalises them anyway; now and then the whole table is
+    brought back to mean 0 and covariance 1.
     """
 
     def __init__(
@@ -189,7 +190,7 @@ def image_terms(weight: float, weight_perceptual: float, rendering: Rendering, i
 
 
 def gradient_difference(difference: Tensor) -> Tensor:
-    """Mean absolute difference of neighbouring pixels of (N, 3, H, H), summed over scales: misplaced or lost edges."""
+    """Mean absolute difference of neighbouring pixels of (N, 3, H, H), summed over scales."""
     value = difference.new_zeros(())
     for scale in range(_SCALES):
         if scale:
@@ -206,7 +207,7 @@ def mask_loss(rendering: Rendering, classes: Tensor) -> Tensor:
 
 
 def depth_loss(depth: Tensor, wanted: Tensor, foreground: Tensor) -> Tensor:
-    """L1 in world units between depths (N, 1, r, r) and (N, 1, H, H, 0 = background), where all is foreground."""
+    """L1 in world units of depths (N, 1, r, r) to (N, 1, H, H, 0 = background), where all is foreground."""
     resolution = depth.shape[-1]
     known = reduce((wanted > 0).float(), resolution)
     mean = reduce(wanted, resolution) / known.clamp_min(1e-6)
