@@ -131,15 +131,20 @@ def _pose_problems(pose: np.ndarray) -> list[str]:
     if np.linalg.det(rotation) < 0:
         return ["the camera's rotation is a mirror (determinant -1): one axis points the wrong way"]
     distance = np.linalg.norm(position)
-    if distance < 1e-3:
-        return ["the camera sits at the world's origin, inside the subject: is the matrix world-to-camera?"]
+    if not 1 < distance < 10:  # rays run from 2.25 to 3.3 by default
+        return [
+            f"the camera is {distance:.3g} from the subject at the origin; scale the world so that it is 2.7"
+        ]
     # cosine between the viewing direction and the direction to the subject at the origin
     facing = float(rotation[:, 2] @ -position / distance)
     if facing < 0:
-        hint = "OpenCV cameras look along +z, OpenGL ones along -z; or the matrix is world-to-camera"
-        return [f"the camera looks away from the subject at the origin ({hint})"]
+        return ["the camera looks away from the subject: OpenCV cameras look along +z, OpenGL ones along -z"]
     if rotation[1, 1] > 0:  # camera y points down, world y up
         return ["the camera is upside down (OpenCV cameras have y down, the world has y up)"]
+    # distance of the optical axis from the origin; the subject fills a box of side 1
+    miss = distance * math.sqrt(max(0.0, 1.0 - facing * facing))
+    if miss > 0.6:
+        return [f"the camera looks past the subject, by {miss:.2g}: is the matrix world-to-camera?"]
     return []
 
 

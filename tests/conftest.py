@@ -6,12 +6,17 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 
 # tests are many small tensors: on these, more threads than one cost time instead of saving it
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+# a loaded machine is no bug
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 ROOT = Path(__file__).resolve().parents[1]
 PARITY = ROOT.parent / "shared" / "parity"

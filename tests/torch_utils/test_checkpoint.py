@@ -104,7 +104,7 @@ values = st.recursive(
 
 
 @given(values)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_anything_nested_survives_json(value) -> None:
     tensors, structure = checkpoint.flatten(value)
     assert same(value, checkpoint.unflatten(tensors, json.loads(json.dumps(structure, allow_nan=False))))
