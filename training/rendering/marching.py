@@ -43,6 +43,20 @@ def sample_weights(weights: Tensor) -> Tensor:
     return 0.5 * (functional.pad(weights, (0, 1)) + functional.pad(weights, (1, 0)))
 
 
+def unsorted_weights(density: Tensor, depth: Tensor, marching: str) -> Tensor:
+    """Sample weights (..., S) of samples that lie along their rays in any order, in that order.
+
+    Sorting the densities and bringing the weights back is far cheaper than sorting colours and parts.
+
+    Args:
+        density: (..., S); depth: (..., S), or of a shape that broadcasts to it.
+    """
+    depth, order = depth.sort(dim=-1)
+    order = order.expand_as(density)
+    weights = sample_weights(interval_weights(density.gather(-1, order), depth, marching))
+    return torch.zeros_like(weights).scatter(-1, order, weights)
+
+
 def composite(values: Tensor, weights: Tensor) -> Tensor:
     """``sum_s v_s c_s``: values (..., S, F) and sample weights (..., S), in any common order, to (..., F)."""
     return (weights.unsqueeze(-2) @ values).squeeze(-2)

@@ -196,8 +196,7 @@ def _evaluate(
 
 def _integrate(samples: RaySamples, options: RenderOptions) -> tuple[VolumeRendering, tuple[Tensor, Tensor]]:
     """Composites samples along their rays; also returns the smallest and the largest depth of all samples."""
-    depth, order = samples.depth.sort(dim=-1)
-    weights = _weights(samples.density.squeeze(-1), depth, order, options)  # (N, R, S), in the samples' order
+    weights = marching.unsorted_weights(samples.density.squeeze(-1), samples.depth, options.marching)
     mask = normals = part_features = part_depth = None
     if options.mask:
         mask = (
@@ -209,7 +208,7 @@ def _integrate(samples: RaySamples, options: RenderOptions) -> tuple[VolumeRende
         normals = marching.composite(unit, weights)
     if options.parts:
         part_density = samples.part_density.movedim(-1, 1)  # (N, P, R, S)
-        part_weights = _weights(part_density, depth.unsqueeze(1), order.unsqueeze(1), options)
+        part_weights = marching.unsorted_weights(part_density, samples.depth.unsqueeze(1), options.marching)
         part_features = torch.einsum("nprs,nrsf->nprf", part_weights, samples.colour) * 2 - 1
         part_depth = marching.expected_depth(samples.depth.unsqueeze(1), part_weights).unsqueeze(-1)
     rendered = VolumeRendering(
@@ -222,18 +221,7 @@ def _integrate(samples: RaySamples, options: RenderOptions) -> tuple[VolumeRende
         part_depth=part_depth,
         samples=samples if options.samples else None,
     )
-    return rendered, (depth.detach().amin(), depth.detach().amax())
-
-
-def _weights(density: Tensor, depth: Tensor, order: Tensor, options: RenderOptions) -> Tensor:
-    """Densities (..., S) in the samples' order, sorted depths and what sorted them, to weights (..., S).
-
-    Bringing the weights back to the order of the samples is far cheaper than sorting colours and parts.
-    """
-    order = order.expand_as(density)
-    weights = marching.interval_weights(density.gather(-1, order), depth, options.marching)
-    weights = marching.sample_weights(weights)
-    return torch.zeros_like(weights).scatter(-1, order, weights)
+    return rendered, (samples.depth.amin(), samples.depth.amax())
 
 
 def _concatenate(pieces: Sequence, dim: int):

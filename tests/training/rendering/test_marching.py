@@ -3,7 +3,13 @@ import math
 import pytest
 import torch
 
-from training.rendering.marching import composite, expected_depth, interval_weights, sample_weights
+from training.rendering.marching import (
+    composite,
+    expected_depth,
+    interval_weights,
+    sample_weights,
+    unsorted_weights,
+)
 
 
 def test_agrees_with_the_published_marcher(parity):
@@ -32,6 +38,20 @@ def test_two_intervals_by_hand():
     torch.testing.assert_close(at_samples, torch.tensor([first / 2, (first + second) / 2, second / 2]))
     colour = torch.tensor([[0.0], [1.0], [0.5]])
     torch.testing.assert_close(composite(colour, at_samples), torch.tensor([first * 0.5 + second * 0.75]))
+
+
+def test_the_order_of_the_samples_does_not_matter():
+    depth, density, colour = torch.rand(2, 9).sort(-1)[0], torch.rand(2, 9) * 5, torch.rand(2, 9, 3)
+    shuffle = torch.randperm(9)
+    weights = sample_weights(interval_weights(density, depth, "sigma"))
+    shuffled = unsorted_weights(density[:, shuffle], depth[:, shuffle], "sigma")
+    torch.testing.assert_close(shuffled, weights[:, shuffle])
+    torch.testing.assert_close(composite(colour[:, shuffle], shuffled), composite(colour, weights))
+    parts = torch.rand(2, 4, 9)  # many densities on the same rays
+    torch.testing.assert_close(
+        unsorted_weights(parts[..., shuffle], depth[:, None, shuffle], "published"),
+        sample_weights(interval_weights(parts, depth[:, None], "published"))[..., shuffle],
+    )
 
 
 def test_empty_space_is_hazy_when_published_and_clear_otherwise():

@@ -211,7 +211,7 @@ def test_only_what_is_wanted_is_rendered():
 class Counting(Balls):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.sdf_points = self.query_points = 0
+        self.sdf_points = self.query_points = self.largest_query = 0
 
     def sdf(self, points):
         self.sdf_points += points.shape[1]
@@ -219,6 +219,7 @@ class Counting(Balls):
 
     def query(self, points, **kwargs):
         self.query_points += points.shape[1]
+        self.largest_query = max(self.largest_query, points.shape[0] * points.shape[1])
         return super().query(points, **kwargs)
 
 
@@ -230,6 +231,13 @@ def test_no_sample_is_evaluated_twice():
     render(field, *rays, OPTIONS, proposals=(proposal,))
     assert (field.query_points, field.sdf_points) == (9 * 16, 0)
     assert (proposal.query_points, proposal.sdf_points) == (0, 9 * 8)
+
+
+def test_chunks_bound_what_is_evaluated_at_once():
+    """``chunk`` counts the rays of all scenes together."""
+    field = Counting()
+    render(field, *view(torch.zeros(3), resolution=8), replace(OPTIONS, chunk=12))
+    assert field.largest_query == 12 * 8 and field.query_points == 64 * 16
 
 
 def test_the_field_itself_is_the_default_proposal():
