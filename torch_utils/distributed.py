@@ -55,6 +55,12 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def collective_device() -> torch.device:
+    """Where a tensor must be for the group's operations: the current CUDA device with nccl, else the CPU."""
+    nccl = dist.is_initialized() and dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+
+
 def barrier() -> None:
     """Wait until every process is here."""
     if world_size() > 1:
