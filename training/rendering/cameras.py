@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.cameras import SIZE as LABEL_SIZE
+from datasets.cameras import camera_problems
 from dnnlib.errors import UserError
 
-LABEL_SIZE = 25
 _POLE = 1e-5  # a camera straight above or below has no upright direction: keep this far from the poles (rad)
 _DIAGONAL = 1.414  # of the unit picture; published with three decimals, which shows in the fourth of 4.2634
-_TOLERANCE = 1e-2  # of R^T R = 1 in labels that users write, who round to a few digits
 
 
 def look_at(
@@ -169,38 +170,13 @@ def parse_camera(values: Sequence[float] | str, where: str = "camera") -> Tensor
     """
     try:
         numbers = values.replace(",", " ").split() if isinstance(values, str) else list(values)
-        numbers = [float(number) for number in numbers]
+        label = np.array([float(number) for number in numbers], dtype=np.float32)
     except (TypeError, ValueError):
-        raise UserError(
-            f"{where}: a camera is {LABEL_SIZE} numbers, and one of these is none: {values!r}"
-        ) from None
-    if len(numbers) != LABEL_SIZE:
-        raise UserError(
-            f"{where}: a camera is {LABEL_SIZE} numbers (4x4 camera-to-world, then 3x3 intrinsics), "
-            f"got {len(numbers)}"
-        )
-    if not all(math.isfinite(number) for number in numbers):
-        raise UserError(f"{where}: the camera has numbers that are not finite")
-    label = torch.tensor([numbers])
-    cam2world, matrix = split_label(label)
-    rotation, matrix = cam2world[0, :3, :3], matrix[0]
-    if not torch.allclose(cam2world[0, 3], torch.tensor([0.0, 0.0, 0.0, 1.0]), atol=_TOLERANCE):
-        raise UserError(
-            f"{where}: the fourth row of camera-to-world must be 0 0 0 1; is the matrix transposed?"
-        )
-    if not torch.allclose(rotation.T @ rotation, torch.eye(3), atol=_TOLERANCE) or rotation.det() < 0:
-        raise UserError(
-            f"{where}: the camera's rotation is not one (orthonormal, right-handed, x right, y down)"
-        )
-    if not torch.allclose(matrix[2], torch.tensor([0.0, 0.0, 1.0]), atol=_TOLERANCE):
-        raise UserError(f"{where}: the third row of the intrinsics must be 0 0 1")
-    if matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
-        raise UserError(f"{where}: the focal lengths must be positive")
-    if not (0 <= matrix[0, 2] <= 1 and 0 <= matrix[1, 2] <= 1):
-        raise UserError(
-            f"{where}: the intrinsics must be divided by the picture's size (centre within 0 and 1)"
-        )
-    return label
+        raise UserError(f"{where}: a camera is {LABEL_SIZE} numbers; this is not: {values!r}") from None
+    problems = camera_problems(label)
+    if problems:
+        raise UserError(f"{where}: {problems[0]}")
+    return torch.from_numpy(label)[None]
 
 
 def _unit(x: Tensor) -> Tensor:
