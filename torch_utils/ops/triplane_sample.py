@@ -41,8 +41,8 @@ def triplane_sample(
     """planes (N, 3, C, H, W) at points (N, M, 3) -> features (N, M, C), their mean over the planes.
 
     Points are in world units; the planes cover a cube of side ``box_warp`` centred at the origin.
-    ``projection`` is 'orthogonal' (x-y, x-z, y-z) or 'published' (x-y, x-z, z-x). ``reduce='none'`` leaves out
-    the averaging: (N, 3, M, C). ``impl`` is 'auto', 'reference' or 'native'.
+    ``projection`` is 'orthogonal' (x-y, x-z, y-z) or 'published' (x-y, x-z, z-x). ``reduce='none'`` leaves
+    out the averaging: (N, 3, M, C). ``impl`` is 'auto', 'reference' or 'native'.
     """
     height, width = planes.shape[-2:]
     # A ring of zeros around each plane stands for all that is outside.
@@ -60,7 +60,8 @@ def _corners(
 ) -> tuple[Tensor, Tensor]:
     """First corner's row in the table of padded planes, (N, M, 3) int32, and the weights of all four,
     (N, M, 3, 4) in the order of :func:`_rows`, twice differentiable by the points."""
-    # Pixel ((p / (box / 2) + 1) size - 1) / 2, + 1 for the ring; held inside the ring, where the value is zero.
+    # Pixel ((p / (box / 2) + 1) size - 1) / 2, + 1 for the ring; held inside the ring, where the value is
+    # zero.
     along = points.unbind(-1)
     x = torch.stack([along[horizontal] for horizontal, _ in axes], dim=-1) * (width / box_warp)
     y = torch.stack([along[vertical] for _, vertical in axes], dim=-1) * (height / box_warp)
@@ -82,8 +83,8 @@ def _corners(
 def gather(table: Tensor, cells: Tensor, weight: Tensor, pitch: int) -> Tensor:
     """y_b = sum_pk weight_bpk table[corner k of cell_bp].
 
-    table (R, C), cells (B, P) int32, weight (B, P, 4) -> (B, C). ``pitch``: rows of the table from a pixel to the
-    one below it.
+    table (R, C), cells (B, P) int32, weight (B, P, 4) -> (B, C). ``pitch``: rows of the table from a pixel to
+    the one below it.
     """
     y = _GatherByTable.apply(table, cells, weight, pitch)
     return _GatherByWeight.apply(y, table, cells, weight, pitch) if weight.requires_grad else y
@@ -102,8 +103,8 @@ def dot(table: Tensor, cells: Tensor, values: Tensor, pitch: int) -> Tensor:
 class _GatherByTable(Function):
     """gather, with its derivative by the table.
 
-    The derivative by the weights belongs to a node of its own, because autograd asks a node for all its gradients
-    or for none: the eikonal loss wants the points' gradient, and would pay for the table's as well.
+    The derivative by the weights belongs to a node of its own, because autograd asks a node for all its
+    gradients or for none: the eikonal loss wants the points' gradient, and would pay for the table's as well.
     """
 
     @staticmethod
@@ -187,8 +188,8 @@ def _gather_reference(table: Tensor, cells: Tensor, weight: Tensor, pitch: int) 
 
 
 def _scatter_reference(values: Tensor, cells: Tensor, weight: Tensor, pitch: int, rows: int) -> Tensor:
-    # Sorted by cell, each corner is a gather: row r sums the values of the points whose cell is r. That is three
-    # times as fast as adding at random places, and its result does not depend on the order of threads.
+    # Sorted by cell, each corner is a gather: row r sums the values of the points whose cell is r. That is
+    # three times as fast as adding at random places, and its result does not depend on the order of threads.
     ordered, order = cells.flatten().sort()
     every_row = torch.arange(rows + 1, device=cells.device, dtype=torch.int32)
     first = torch.searchsorted(ordered, every_row, out_int32=True)

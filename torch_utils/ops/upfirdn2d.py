@@ -11,9 +11,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 Pair = int | Sequence[int]  # one number for both axes, or (x, y)
@@ -47,46 +50,84 @@ def upfirdn2d(
     ``padding`` is one number, (x, y) or (left, right, top, bottom), counted after up-sampling.
     ``impl`` is 'auto', 'reference' or 'native'.
     """
-    up_x, up_y = _pair(up)
-    down_x, down_y = _pair(down)
-    pads = _padding(padding)
     if f is None:
         f = x.new_ones((1, 1))
     elif f.ndim == 1:
         f = f.outer(f)
-    f = f * gain if gain != 1 else f
-    return _reference(x, f.to(x.dtype), (up_x, up_y), (down_x, down_y), pads, flip_filter)
+    f = (f * gain if gain != 1 else f).to(x.dtype)
+    return _Upfirdn2d.apply(x, f, _Steps(_pair(up), _pair(down), _padding(padding), flip_filter))
 
 
-def _reference(
-    x: Tensor,
-    f: Tensor,
-    up: tuple[int, int],
-    down: tuple[int, int],
-    padding: tuple[int, int, int, int],
-    flip_filter: bool,
-) -> Tensor:
-    """The operation in plain PyTorch, as depthwise convolutions."""
+@dataclass(frozen=True)
+class _Steps:
+    """What happens to the image, beside the filter's taps."""
+
+    up: tuple[int, int]  # x, y
+    down: tuple[int, int]
+    padding: tuple[int, int, int, int]  # left, right, top, bottom
+    flip: bool
+
+    def transposed(self, image: torch.Size, result: torch.Size, f: torch.Size) -> _Steps:
+        """The steps of the transposed operation, from ``result``'s shape back to ``image``'s."""
+        left, _, top, _ = self.padding
+        (up_x, up_y), (down_x, down_y) = self.up, self.down
+        padding = (
+            f[1] - 1 - left,
+            image[3] * up_x - result[3] * down_x + left - up_x + 1,
+            f[0] - 1 - top,
+            image[2] * up_y - result[2] * down_y + top - up_y + 1,
+        )
+        return _Steps(up=self.down, down=self.up, padding=padding, flip=not self.flip)
+
+
+class _Upfirdn2d(Function):
+    """The operation and its transpose are of one kind, so they are each other's derivatives, to any order.
+
+    (Autograd's second derivative of a depthwise convolution would loop over the channels.)
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, f: Tensor, steps: _Steps) -> Tensor:
+        y = _reference(x, f, steps)
+        ctx.save_for_backward(f)
+        ctx.steps = steps.transposed(x.shape, y.shape, f.shape)
+        return y
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+        (f,) = ctx.saved_tensors
+        return _Upfirdn2d.apply(grad, f, ctx.steps), None, None
+
+
+def _reference(x: Tensor, f: Tensor, steps: _Steps) -> Tensor:
+    """The operation in plain PyTorch, as a depthwise convolution."""
     channels = x.shape[1]
-    left, right, top, bottom = padding
-    if up != (1, 1):
-        # A transposed convolution never multiplies by the inserted zeros. With the whole border of fw - 1 it
-        # gives the filtered image of padding fw - 1 on both sides (less the up - 1 trailing zeros): crop or
-        # pad the rest.
-        fh, fw = f.shape
-        kernel = f.flip((0, 1)) if flip_filter else f
-        y = F.conv_transpose2d(x, kernel.expand(channels, 1, fh, fw), stride=(up[1], up[0]), groups=channels)
-        rest = (left - fw + 1, right - fw + up[0], top - fh + 1, bottom - fh + up[1])
-        y = F.pad(y, rest) if any(rest) else y
-        return y[:, :, :: down[1], :: down[0]] if down != (1, 1) else y
-    if min(padding) >= 0 and left == right and top == bottom:
-        pad_now = (top, left)
-    else:
-        pad_now = (0, 0)
-        x = F.pad(x, padding)
-    kernel = f if flip_filter else f.flip((0, 1))
-    weight = kernel.expand(channels, 1, *f.shape)
-    return F.conv2d(x, weight, stride=(down[1], down[0]), padding=pad_now, groups=channels)
+    left, right, top, bottom = steps.padding
+    down_x, down_y = steps.down
+    # conv2d correlates and conv_transpose2d convolves.
+    correlate = f if steps.flip else f.flip((0, 1))
+    if steps.up == (1, 1):
+        pad_now = (max(0, min(top, bottom)), max(0, min(left, right)))
+        rest = (left - pad_now[1], right - pad_now[1], top - pad_now[0], bottom - pad_now[0])
+        x = F.pad(x, rest) if any(rest) else x
+        weight = correlate.expand(channels, 1, *f.shape)
+        return F.conv2d(x, weight, stride=(down_y, down_x), padding=pad_now, groups=channels)
+    # A transposed convolution never multiplies by the inserted zeros. It gives the whole filtered image, with
+    # padding fw - 1 in front and fw - up behind: crop that to what was asked for.
+    up_x, up_y = steps.up
+    fh, fw = f.shape
+    crop_x, crop_y = (fw - 1 - left, fw - up_x - right), (fh - 1 - top, fh - up_y - bottom)
+    crop_now = (max(0, min(crop_y)), max(0, min(crop_x)))
+    weight = correlate.flip((0, 1)).expand(channels, 1, fh, fw)
+    y = F.conv_transpose2d(x, weight, stride=(up_y, up_x), padding=crop_now, groups=channels)
+    rest = (
+        crop_now[1] - crop_x[0],
+        crop_now[1] - crop_x[1],
+        crop_now[0] - crop_y[0],
+        crop_now[0] - crop_y[1],
+    )
+    y = F.pad(y, rest) if any(rest) else y
+    return y[:, :, ::down_y, ::down_x] if steps.down != (1, 1) else y
 
 
 def filter2d(
