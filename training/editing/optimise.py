@@ -20,7 +20,7 @@ from dnnlib.errors import UserError
 from training import distillation
 from training.distillation import Branch, Noising
 from training.editing import keep
-from training.editing.portrait import EditedPortrait, LearnedCopy, SourcePortrait, normal_picture
+from training.editing.portrait import EditedPortrait, LearnedCopy
 from training.editing.region import EditRequest, RegionBuilder
 from training.editing.settings import EditSettings
 from training.editing.views import EditPrior, View, renewed, source_views
@@ -28,6 +28,7 @@ from training.field import Field
 from training.generator import Rendering, Want
 from training.prior import NORMAL_PREFIX
 from training.rendering.renderer import RaySamples
+from training.scene import Scene, normal_picture
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class StepLosses:
 class EditResult:
     """What an edit leaves."""
 
-    before: SourcePortrait
+    before: Scene
     after: EditedPortrait
     request: EditRequest
     losses: list[StepLosses]
@@ -80,7 +81,7 @@ class EditOptimiser:
 
     def __init__(
         self,
-        source: SourcePortrait,
+        source: Scene,
         prior: EditPrior,
         request: EditRequest,
         prompt: str,
@@ -176,10 +177,9 @@ class EditOptimiser:
         """Condition updating: masks of the other views, and the region, from the model as it is now."""
         learned = self.portrait.learned()
         self.portrait = replace(self.portrait, region=self.regions.build(learned))
-        self.views[1:] = [
-            renewed(view, self.portrait, learned, self.prior, self.request, self.settings.region)
-            for view in self.views[1:]
-        ]
+        scene = self.portrait.scene(learned)
+        settings = self.settings.region
+        self.views[1:] = [renewed(view, scene, self.prior, self.request, settings) for view in self.views[1:]]
 
     def _draw_views(self) -> list[int]:
         """Views of this step: M's, then others without repetition; of a single one, M's every other time."""
@@ -194,7 +194,7 @@ class EditOptimiser:
     def _render(self, views: list[View], learned: Field) -> Rendering:
         camera = torch.cat([view.camera for view in views])
         want = Want(normals=True, samples=True)
-        return self.portrait.render(camera, want, learned=learned)
+        return self.portrait.scene(learned).render(camera, want)
 
     def _distil(
         self, rendering: Rendering, views: list[View], timestep: int

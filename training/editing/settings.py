@@ -22,6 +22,14 @@ class EditWeights:
 
 
 @dataclass(frozen=True)
+class ExportSettings:
+    """Sizes of what is written."""
+
+    frames: int = 40  # of the turntable, at 20 a second
+    mesh_resolution: int = 128  # grid points along each side of the box
+
+
+@dataclass(frozen=True)
 class EditSettings:
     """One edit."""
 
@@ -50,3 +58,4 @@ class EditSettings:
     max_nonfinite: int = 10  # steps with non-finite gradients after which the edit stops
     weights: EditWeights = field(default_factory=EditWeights)
     region: RegionSettings = field(default_factory=RegionSettings)
+    export: ExportSettings = field(default_factory=ExportSettings)

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from datasets.labels import LabelSet, label_set
 from training.distillation import NoisePredictor
-from training.editing.portrait import EditedPortrait, SourcePortrait, camera_at, class_map, normal_picture
 from training.editing.region import EditRequest, RegionSettings, dilate, footprint_dilation, in_classes
 from training.editing.settings import EditSettings
-from training.field import Field
 from training.generator import Want
+from training.scene import Scene, camera_at, class_map, normal_picture
 
 
 class EditPrior(NoisePredictor, Protocol):
@@ -41,9 +40,7 @@ class View:
 
 
 @torch.no_grad()
-def source_views(
-    source: SourcePortrait, prior: EditPrior, request: EditRequest, settings: EditSettings
-) -> list[View]:
+def source_views(source: Scene, prior: EditPrior, request: EditRequest, settings: EditSettings) -> list[View]:
     """M's camera first, then the fixed ones of the settings; their condition is the source's mask so far."""
     labels = label_set(source.generator.config.labels)
     yaw, pitch = torch.tensor(settings.views).reshape(-1, 2).T
@@ -77,18 +74,13 @@ def source_views(
 
 @torch.no_grad()
 def renewed(
-    view: View,
-    portrait: EditedPortrait,
-    learned: Field,
-    prior: EditPrior,
-    request: EditRequest,
-    settings: RegionSettings,
+    view: View, edited: Scene, prior: EditPrior, request: EditRequest, settings: RegionSettings
 ) -> View:
-    """Condition updating: the view with the mask, and the footprint, of the edited portrait as it is now."""
-    classes = class_map(portrait.render(view.camera, Want(), learned=learned, deterministic=True))
+    """Condition updating: the view with the mask, and the footprint, of the edited scene as it is now."""
+    classes = class_map(edited.render(view.camera, Want(), deterministic=True))
     return replace(
         view,
-        condition=prior.condition(classes, label_set(portrait.generator.config.labels)),
+        condition=prior.condition(classes, label_set(edited.generator.config.labels)),
         footprint=_footprint(view.source_classes, classes, request, settings),
     )
 

@@ -103,8 +103,8 @@ def prior() -> FakePrior:
 class Balls:
     """A ball per class but the background, which is everything outside a big ball.
 
-    The global signed distance is the union of the balls; ``shift`` is a learnable number added to all of them, and
-    ``grey`` the colour everywhere.
+    The global signed distance is the union of the balls; ``shift`` is a learnable number added to all
+    of them, and ``grey`` the colour everywhere.
     """
 
     def __init__(self, centres, radii, shift: Tensor, grey: Tensor) -> None:

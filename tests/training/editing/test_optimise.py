@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from training.editing.optimise import EditOptimiser
-from training.editing.portrait import SourcePortrait, class_map
 from training.editing.region import EditRequest, RegionSettings
 from training.editing.settings import EditSettings, EditWeights
 from training.generator import Want
+from training.scene import Scene, class_map, scene_of
 
 SETTINGS = EditSettings(
     steps=4,
@@ -24,8 +24,8 @@ SETTINGS = EditSettings(
 
 
 @pytest.fixture
-def source(generator, camera) -> SourcePortrait:
-    return SourcePortrait(generator, generator.map(torch.randn(1, 8), camera))
+def source(generator, camera) -> Scene:
+    return scene_of(generator, generator.map(torch.randn(1, 8), camera))
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_the_edit_begins_as_the_source(source, prior, request_, camera) -> None:
     edit = optimiser(source, prior, request_)
     with torch.no_grad():
         before = source.render(camera, Want(normals=True), deterministic=True)
-        after = edit.portrait.render(camera, Want(normals=True), deterministic=True)
+        after = edit.portrait.scene().render(camera, Want(normals=True), deterministic=True)
     for name in ("image", "mask", "normals"):
         torch.testing.assert_close(getattr(after, name), getattr(before, name), atol=1e-5, rtol=1e-4)
 
@@ -75,7 +75,7 @@ def test_the_picture_follows_the_prompt_inside_and_stays_outside(source, prior, 
     edit.run()
     with torch.no_grad():
         before = source.render(camera, Want(), deterministic=True).image
-        after = edit.portrait.render(camera, Want(), deterministic=True).image
+        after = edit.portrait.scene().render(camera, Want(), deterministic=True).image
     change = (after - before).mean(1)
     redness = (after[:, 0] - after[:, 1:].mean(1)) - (before[:, 0] - before[:, 1:].mean(1))
     assert redness[footprint].mean() > 0.02

@@ -1,0 +1,118 @@
+"""Edit a portrait with a repainted mask and a sentence: `python edit.py --mask m.png --prompt "..."`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from dnnlib import config as config_files
+from dnnlib.errors import UserError, user_errors
+from torch_utils.device import choose_device
+from training.distillation import OBJECTIVES
+from training.editing.session import EditOptions, SourceOptions, export_mask, run_edit
+from training.editing.settings import EditSettings
+
+ROOT = Path(__file__).resolve().parent
+NETWORK = ROOT / "pretrained" / "portraits-64.safetensors"
+PRIOR = ROOT / "pretrained" / "prior-64"
+_FILE = click.Path(path_type=Path)
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--mask", type=_FILE, help="The portrait's mask, repainted (PNG; get one with --export-mask).")
+@click.option("--prompt", help="What the edited portrait should show.")
+@click.option("--outdir", type=_FILE, default=Path("out/edit"), help="Folder for the results.")
+@click.option(
+    "--network", type=_FILE, default=NETWORK, help="Generator (.safetensors).", show_default="bundled"
+)
+@click.option("--prior", help="Diffusion prior: a diffusers folder or a Hub name.", show_default="bundled")
+@click.option("--controlnet", help="ControlNet trained on masks, when the prior's folder has none.")
+@click.option("--seed", type=int, default=0, help="Whose portrait: the seed of its latent.")
+@click.option("--latent", type=_FILE, help="Its latent instead: .npz with ws, w or z.")
+@click.option("--trunc", type=float, default=0.7, help="Truncation of the latent.")
+@click.option("--yaw", type=float, default=0.0, help="Camera of the mask: radians, 0 is frontal.")
+@click.option("--pitch", type=float, default=0.0, help="Camera of the mask: radians, 0 is frontal.")
+@click.option("--export-mask", type=_FILE, help="Write the portrait's mask here, to repaint, and stop.")
+@click.option("--classes", help="Classes to edit, as hair,hat.", show_default="where the masks differ")
+@click.option("--source-prompt", default="a portrait of a person", help="What the portrait shows now.")
+@click.option("--objective", type=click.Choice([each.name for each in OBJECTIVES]), default="cdgt")
+@click.option("--steps", type=click.IntRange(min=1), default=200)
+@click.option("--guidance", type=float, default=7.5, help="How strongly the prompt pulls.")
+@click.option("--seed-noise", type=int, default=0, help="Seed of the optimisation's noise and views.")
+@click.option("--device", help="cpu, cuda, cuda:1 ...", show_default="cuda where there is one")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="A.B=C", help="Any field of training/editing/settings.py."
+)
+@user_errors
+def main(
+    mask: Path | None,
+    prompt: str | None,
+    outdir: Path,
+    network: Path,
+    prior: str | None,
+    controlnet: str | None,
+    seed: int,
+    latent: Path | None,
+    trunc: float,
+    yaw: float,
+    pitch: float,
+    export_mask: Path | None,
+    classes: str | None,
+    source_prompt: str,
+    objective: str,
+    steps: int,
+    guidance: float,
+    seed_noise: int,
+    device: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Edit a 3D portrait: repaint its mask, say what it should become.
+
+    \b
+    python edit.py --seed 3 --export-mask m.png        writes m.png, to repaint
+    python edit.py --seed 3 --mask m.png --prompt "a woman wearing a red hat"
+    """
+    source = SourceOptions(network, seed, latent, trunc, yaw, pitch, device=choose_device(device))
+    if export_mask is not None:
+        _export(source, export_mask)
+        return
+    if mask is None or not prompt:
+        which = "--mask" if mask is None else "--prompt"
+        raise UserError(
+            f"{which} is missing: `python edit.py --seed {seed} --export-mask m.png` writes a mask,"
+            f' then `python edit.py --seed {seed} --mask m.png --prompt "a person wearing a red hat"` edits'
+        )
+    chosen = {"objective": objective, "steps": steps, "guidance": guidance, "seed": seed_noise}
+    options = EditOptions(
+        mask=mask,
+        prompt=prompt,
+        outdir=outdir,
+        prior=prior or str(PRIOR),
+        controlnet=controlnet,
+        source_prompt=source_prompt,
+        classes=tuple(name.strip() for name in classes.split(",") if name.strip()) if classes else (),
+        settings=config_files.load(EditSettings, chosen, overrides),
+        command=shlex.join(["python", *sys.argv]),
+    )
+    report = run_edit(source, options, say=click.echo)
+    click.echo(
+        f"mask_iou {report.mask_iou:.2f}, psnr_outside_region {report.psnr_outside_region:.1f} dB, "
+        f"{report.seconds['total']:.0f} s; look at {outdir / 'views.png'} and {outdir / 'turntable.mp4'}"
+    )
+
+
+def _export(source: SourceOptions, path: Path) -> None:
+    picture = export_mask(source, path)
+    who = f"--latent {source.latent}" if source.latent else f"--seed {source.seed}"
+    view = "".join(f" --{name} {v:g}" for name, v in (("yaw", source.yaw), ("pitch", source.pitch)) if v)
+    click.echo(
+        f"wrote {path} and {picture}; repaint {path.name} without soft edges, then: "
+        f'python edit.py {who}{view} --mask {path} --prompt "..."'
+    )
+
+
+if __name__ == "__main__":
+    main()

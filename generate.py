@@ -1,0 +1,61 @@
+"""Portraits of seeds: `python generate.py --seeds 0-7 --trunc 0.7 --outdir DIR`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dnnlib.errors import user_errors
+from torch_utils.device import choose_device
+from training.gallery import generate, parse_seeds
+
+NETWORK = Path(__file__).resolve().parent / "pretrained" / "portraits-64.safetensors"
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--seeds", default="0-7", help="As 0-7 or 1,5,9.")
+@click.option("--outdir", type=click.Path(path_type=Path), default=Path("out/generate"))
+@click.option(
+    "--network",
+    type=click.Path(path_type=Path),
+    default=NETWORK,
+    help="Generator (.safetensors).",
+    show_default="bundled",
+)
+@click.option("--trunc", type=float, default=0.7, help="Truncation: 0 is the mean face, 1 the full variety.")
+@click.option("--yaw", type=float, default=0.0, help="Radians, 0 is frontal.")
+@click.option("--pitch", type=float, default=0.0, help="Radians, 0 is frontal.")
+@click.option("--video", is_flag=True, help="A turntable of each (.mp4).")
+@click.option("--mesh", is_flag=True, help="The surface of each, with vertex colours (.ply, .glb).")
+@click.option("--device", help="cpu, cuda, cuda:1 ...", show_default="cuda where there is one")
+@user_errors
+def main(
+    seeds: str,
+    outdir: Path,
+    network: Path,
+    trunc: float,
+    yaw: float,
+    pitch: float,
+    video: bool,
+    mesh: bool,
+    device: str | None,
+) -> None:
+    """Write image, mask, normals and depth of each seed, and a grid of all."""
+    generate(
+        network,
+        parse_seeds(seeds),
+        outdir,
+        truncation=trunc,
+        yaw=yaw,
+        pitch=pitch,
+        video=video,
+        mesh=mesh,
+        device=choose_device(device),
+        say=click.echo,
+    )
+    click.echo(f"look at {outdir / 'grid.png'}")
+
+
+if __name__ == "__main__":
+    main()

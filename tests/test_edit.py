@@ -1,0 +1,222 @@
+"""edit.py from command line to files, on a tiny random generator and a tiny untrained prior."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+import torch
+import trimesh
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from datasets.labels import label_set, read_mask, write_mask
+from edit import main
+from training.config import GeneratorConfig
+from training.editing.export import load_edit
+from training.generator import Generator
+from training.pictures import look, to_uint8
+from training.prior.config import AutoencoderConfig, DiffusionConfig, PriorConfig, TextConfig
+from training.prior.models import build_parts, save_parts
+
+LABELS = label_set("ffhq-mask")
+SMALL = (
+    "region.voxels=16",
+    "keep_points=64",
+    "views=[[0.3, 0.0]]",
+    "export.frames=4",
+    "export.mesh_resolution=32",
+)
+FAST = ("--steps", "3", *(word for setting in SMALL for word in ("--set", setting)))
+RESULTS = {
+    *(f"{kind}{when}.png" for kind in ("", "mask_", "normals_") for when in ("before", "after")),
+    *("views.png", "turntable.mp4", "mesh.ply", "mesh.glb", "report.json"),
+    *("generator.safetensors", "generator.json", "latent.npz"),
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """network.safetensors and prior/: random weights, pictures of 16 x 16."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    generator = Generator(
+        GeneratorConfig(
+            resolution=16,
+            z_dim=8,
+            w_dim=8,
+            plane_resolution=8,
+            plane_channels=4,
+            channel_base=64,
+            channel_max=8,
+            decoder_width=8,
+            part_width=4,
+            feature_channels=4,
+            marching="sigma",
+            raw_resolution=8,
+            samples_coarse=6,
+            samples_fine=4,
+            sr_resolution=8,
+            sr_channels=(8,),
+        )
+    )
+    generator.save(folder / "network.safetensors")
+    config = PriorConfig(
+        resolution=16,
+        autoencoder=AutoencoderConfig(channels=(8, 8, 16), groups=4),
+        text=TextConfig(width=16, layers=1, heads=2, length=24),
+        diffusion=DiffusionConfig(
+            channels=(8, 16), attention=(False, True), heads=2, groups=4, condition_channels=(4, 4, 8)
+        ),
+    )
+    words = ("a", "hat", "normal", "map", "of", "person", "portrait", "red", "wearing")
+    save_parts(build_parts(config, words), folder / "prior", config, {})
+    return folder
+
+
+def run(models: Path, *options: object) -> Result:
+    fixed = ("--network", models / "network.safetensors", "--prior", models / "prior", "--device", "cpu")
+    return CliRunner().invoke(main, [str(option) for option in (*fixed, *options)])
+
+
+def repaint(path: Path, side: int | None = None) -> None:
+    """A hat on top of the mask that is there; ``side`` also enlarges it."""
+    mask = read_mask(path, LABELS).copy()
+    mask[1:6, 4:12] = LABELS.index("hat")
+    if side:
+        mask = np.asarray(Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST))
+    write_mask(path, mask, LABELS)
+
+
+@pytest.fixture(scope="module")
+def edited(models: Path) -> tuple[Path, Path, Result]:
+    """Mask, folder and output of one finished edit."""
+    mask, out = models / "m.png", models / "out"
+    assert run(models, "--seed", 3, "--export-mask", mask).exit_code == 0
+    repaint(mask)
+    prompt = "a person wearing a red hat"
+    return mask, out, run(models, "--seed", 3, "--mask", mask, "--prompt", prompt, "--outdir", out, *FAST)
+
+
+def test_export_mask_says_the_next_step(models: Path) -> None:
+    path = models / "exported.png"
+    result = run(models, "--seed", 5, "--yaw", 0.2, "--export-mask", path)
+    assert result.exit_code == 0 and len(result.output.strip().splitlines()) == 1
+    assert f"edit.py --seed 5 --yaw 0.2 --mask {path}" in result.output
+    assert read_mask(path, LABELS, size=16).max() < LABELS.count
+    assert Image.open(models / "exported_portrait.png").size == (16, 16)
+
+
+def test_an_edit_leaves_every_file(edited) -> None:
+    _, out, result = edited
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in out.iterdir()} == RESULTS - missing_meshes(result)
+    for name in ("before", "after", "mask_before", "mask_after"):
+        assert Image.open(out / f"{name}.png").size == (16, 16)
+    assert imageio.get_reader(out / "turntable.mp4").count_frames() == 4
+    if (out / "mesh.glb").exists():
+        assert len(trimesh.load(out / "mesh.glb", force="mesh").faces) > 0
+
+
+def missing_meshes(result: Result) -> set[str]:
+    """Random weights need not have a surface; edit.py says so then."""
+    return {"mesh.ply", "mesh.glb"} if "no mesh is written" in result.output else set()
+
+
+def test_the_report_has_what_the_readme_promises(edited) -> None:
+    _, out, result = edited
+    report = json.loads((out / "report.json").read_text())
+    assert report["classes"] == ["hat"] and report["steps"] == 3 and len(report["losses"]) == 3
+    assert 0 <= report["mask_iou"] <= 1 and report["psnr_outside_region"] > 10
+    assert report["peak_memory_mb"] > 0 and report["seconds"]["total"] > 0
+    assert report["versions"]["torch"] == torch.__version__.split("+")[0] or "torch" in report["versions"]
+    assert "--mask" in report["command"] or report["command"]
+    assert report["settings"]["objective"] == "cdgt" and report["settings"]["region"]["voxels"] == 16
+    assert "mask_iou" in result.output
+
+
+def test_a_saved_edit_renders_the_same_picture(edited, models: Path) -> None:
+    _, out, _ = edited
+    portrait = load_edit(out)
+    camera = torch.from_numpy(np.load(out / "latent.npz")["camera"])[None]
+    with torch.no_grad():
+        picture = to_uint8(look(portrait.scene(), camera).image[0])
+    stored = np.asarray(Image.open(out / "after.png"))
+    assert np.abs(picture.astype(int) - stored).max() <= 1
+    Generator.load(out / "generator.safetensors")  # the learned half is a generator like any other
+
+
+def test_an_edit_can_start_from_a_latent_and_from_an_edit(edited, models: Path, tmp_path: Path) -> None:
+    _, out, _ = edited
+    again = run(models, "--latent", out / "latent.npz", "--export-mask", tmp_path / "m.png")
+    assert again.exit_code == 0 and "--latent" in again.output
+    np.testing.assert_array_equal(
+        read_mask(tmp_path / "m.png", LABELS), read_mask(out / "mask_before.png", LABELS)
+    )
+
+
+def test_a_larger_mask_is_resized_with_a_note(edited, models: Path, tmp_path: Path) -> None:
+    mask = tmp_path / "large.png"
+    write_mask(mask, read_mask(edited[0], LABELS), LABELS)
+    repaint(mask, side=64)
+    prompt = ("--mask", mask, "--prompt", "a red hat", "--outdir", tmp_path / "out", "--objective", "sds")
+    result = run(models, "--seed", 3, *prompt, *FAST, "--steps", 1)
+    assert result.exit_code == 0, result.output
+    assert "64x64: resized to 16x16" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "--mask is missing"),
+        (("--mask", "m.png"), "--prompt is missing"),
+        (("--mask", "absent.png", "--prompt", "x"), "cannot read the mask"),
+        (("--export-mask", "m.png", "--latent", "absent.npz"), "cannot read the latent"),
+        (("--export-mask", "m.png", "--device", "nowhere"), "try --device cpu"),
+        (("--mask", "m.png", "--prompt", "x", "--set", "stps=3"), "steps"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(models: Path, monkeypatch, options, message) -> None:
+    monkeypatch.chdir(models)
+    result = run(models, *options)
+    assert result.exit_code == 2
+    assert message in result.output and len(result.output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda m: m, (), "equals the portrait's own"),
+        (lambda m: m[:, :12], (), "masks are square"),
+        (lambda m: m, ("--classes", "hatt"), "did you mean 'hat'"),
+        (lambda m: m, ("--classes", "background"), "repaint"),
+    ],
+)
+def test_a_wrong_mask_is_explained(edited, models: Path, tmp_path: Path, change, options, message) -> None:
+    mask = tmp_path / "m.png"
+    write_mask(mask, change(read_mask(edited[1] / "mask_before.png", LABELS)), LABELS)
+    result = run(models, "--seed", 3, "--mask", mask, "--prompt", "a red hat", "--outdir", tmp_path, *options)
+    assert result.exit_code == 2 and message in result.output
+    assert not (tmp_path / "report.json").exists()
+
+
+def test_an_unpainted_mask_with_named_classes_edits_their_look(edited, models: Path, tmp_path: Path) -> None:
+    before = edited[1] / "mask_before.png"
+    present = LABELS.names[int(read_mask(before, LABELS).max())]
+    options = ("--mask", before, "--prompt", "red", "--outdir", tmp_path, "--classes", present)
+    result = run(models, "--seed", 3, *options, *FAST)
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "report.json").read_text())["classes"] == [present]
+
+
+def test_an_edit_of_another_network_is_not_opened(edited, models: Path, tmp_path: Path) -> None:
+    from dnnlib.errors import UserError
+
+    generator = Generator.load(models / "network.safetensors")
+    generator.mapping.w_avg.add_(1)
+    generator.save(tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="SHA-256"):
+        load_edit(edited[1], network=tmp_path / "other.safetensors")

@@ -1,0 +1,197 @@
+"""What ``edit.py`` does, apart from its command line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from datasets.labels import LabelSet, label_set, read_mask, write_mask
+from dnnlib import config as config_files
+from dnnlib.errors import UserError
+from training.editing.export import save_edit, write_meshes, write_pictures, write_video
+from training.editing.inversion import load_latent
+from training.editing.optimise import EditOptimiser, EditResult, StepLosses
+from training.editing.region import EditRequest, edited_classes
+from training.editing.report import (
+    Report,
+    losses_as_json,
+    mask_ious,
+    outside_region,
+    peak_memory_mb,
+    psnr,
+    versions,
+)
+from training.editing.settings import EditSettings
+from training.generator import Generator, Rendering
+from training.pictures import look, to_uint8, write_png
+from training.prior import load_prior
+from training.scene import Scene, camera_at, class_map, latent_of_seed, scene_of, ws_of_latent
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Whom to edit, and from where it is seen."""
+
+    network: Path  # generator.safetensors
+    seed: int = 0
+    latent: Path | None = None  # .npz instead of the seed
+    truncation: float = 0.7
+    yaw: float = 0.0  # radians
+    pitch: float = 0.0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class EditOptions:
+    """What to make of it."""
+
+    mask: Path
+    prompt: str
+    outdir: Path
+    prior: str  # folder or Hub name
+    source_prompt: str
+    controlnet: str | None = None
+    classes: tuple[str, ...] = ()  # empty: those that differ between the masks
+    settings: EditSettings = EditSettings()
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The portrait to edit, and the view that masks are painted on."""
+
+    scene: Scene
+    camera: torch.Tensor  # (1, 25)
+    view: Rendering
+
+    @property
+    def labels(self) -> LabelSet:
+        return label_set(self.scene.generator.config.labels)
+
+
+def open_source(options: SourceOptions) -> Source:
+    """Loads the network and renders the portrait."""
+    generator = Generator.load(options.network, options.device)
+    if options.latent is None:
+        ws = ws_of_latent(generator, latent_of_seed(generator, options.seed), options.truncation)
+    else:
+        ws = load_latent(options.latent, generator, options.truncation)
+    scene = scene_of(generator, ws)
+    camera = camera_at(generator, options.yaw, options.pitch)
+    return Source(scene, camera, look(scene, camera, normals=True))
+
+
+def export_mask(options: SourceOptions, path: Path) -> Path:
+    """Writes the portrait's mask to ``path`` and its picture beside it; returns the picture's path."""
+    source = open_source(options)
+    picture = path.with_name(f"{path.stem}_portrait.png")
+    write_mask(path, class_map(source.view)[0].byte().cpu().numpy(), source.labels)
+    write_png(picture, to_uint8(source.view.image[0]))
+    return picture
+
+
+def run_edit(source_options: SourceOptions, options: EditOptions, say: Say) -> Report:
+    """The whole edit; ``say`` gets a line now and then. Writes everything into ``options.outdir``."""
+    started = time.monotonic()
+    source = open_source(source_options)
+    request = read_request(source, options, say)
+    prior = load_prior(options.prior, options.controlnet, device=source_options.device)
+    options.outdir.mkdir(parents=True, exist_ok=True)
+    names = [source.labels.names[c] for c in request.classes]
+    say(f"editing {', '.join(names)}: {options.prompt}")
+    optimiser = EditOptimiser(
+        source.scene, prior, request, options.prompt, options.source_prompt, options.settings
+    )
+    prepared = time.monotonic()
+    result = _optimise(optimiser, options.settings.steps)
+    optimised = time.monotonic()
+    if result.interrupted:
+        say(f"stopped after {len(result.losses)} steps: writing what there is")
+    with torch.no_grad():
+        after = result.after.scene()
+        views = write_pictures(options.outdir, source.scene, after, source.camera)
+        save_edit(options.outdir, result, source_options.network)
+        if not write_meshes(options.outdir, after, options.settings.export.mesh_resolution):
+            say("the edited portrait has no surface in its box: no mesh is written")
+        write_video(options.outdir, source.scene, after, options.settings.export.frames)
+    seconds = {
+        "prepare": round(prepared - started, 2),
+        "optimise": round(optimised - prepared, 2),
+        "export": round(time.monotonic() - optimised, 2),
+    }
+    report = _report(options, result, views, source.labels, seconds, torch.device(source_options.device))
+    report.save(options.outdir / "report.json")
+    return report
+
+
+def read_request(source: Source, options: EditOptions, say: Say) -> EditRequest:
+    """The mask file and the classes, checked against the portrait."""
+    rendered = class_map(source.view)[0]
+    mask = read_mask(options.mask, source.labels)
+    side = rendered.shape[-1]
+    size = f"{options.mask} is {mask.shape[1]}x{mask.shape[0]}"
+    if mask.shape[0] != mask.shape[1]:
+        raise UserError(f"{size}; masks are square, {side}x{side} for this network")
+    if mask.shape[0] != side:
+        say(f"{size}: resized to {side}x{side} by nearest neighbours")
+        mask = np.asarray(Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST))
+    requested = torch.from_numpy(mask.astype(np.int64)).to(rendered.device)
+    if options.classes:
+        classes = tuple(sorted({source.labels.index(name) for name in options.classes}))
+        if 0 in classes:
+            raise UserError("background cannot be edited as a class: repaint it as what should grow there")
+    else:
+        classes = edited_classes(requested, rendered)
+    return EditRequest(requested, rendered, source.camera, classes)
+
+
+def _optimise(optimiser: EditOptimiser, steps: int) -> EditResult:
+    with tqdm(total=steps, desc="edit", unit="step") as bar:
+
+        def show(losses: StepLosses) -> None:
+            bar.set_postfix(t=losses.timestep, mask=f"{losses.mask:.3f}", texture=f"{losses.texture:.2f}")
+            bar.update()
+
+        return optimiser.run(show)
+
+
+def _report(
+    options: EditOptions,
+    result: EditResult,
+    views: tuple[Rendering, Rendering],
+    labels: LabelSet,
+    seconds: dict[str, float],
+    device: torch.device,
+) -> Report:
+    before, after = views
+    rendered = class_map(after)[0]
+    ious = mask_ious(rendered, result.request, labels)
+    outside = outside_region(result.request, options.settings.region)
+    return Report(
+        command=options.command,
+        prompt=options.prompt,
+        source_prompt=options.source_prompt,
+        objective=options.settings.objective,
+        classes=[labels.names[c] for c in result.request.classes],
+        steps=len(result.losses),
+        interrupted=result.interrupted,
+        seconds={**seconds, "total": round(sum(seconds.values()), 2)},
+        peak_memory_mb=round(peak_memory_mb(device), 1),
+        mask_iou=round(sum(ious.values()) / len(ious), 4),
+        mask_iou_by_class={name: round(iou, 4) for name, iou in ious.items()},
+        psnr_outside_region=round(psnr(before.image[0], after.image[0], outside), 2),
+        outside_share=round(outside.float().mean().item(), 4),
+        region_share=round(result.after.region.share, 4),
+        versions=versions(),
+        settings=config_files.to_dict(options.settings),
+        losses=losses_as_json(result.losses),
+    )

@@ -1,0 +1,100 @@
+"""What ``generate.py`` does, apart from its command line: portraits of seeds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from datasets.labels import label_set
+from dnnlib.errors import UserError
+from training.generator import Generator
+from training.mesh import extract_mesh, write_mesh
+from training.pictures import (
+    depth_to_uint8,
+    look,
+    sheet,
+    tile,
+    tile_side,
+    to_uint8,
+    write_png,
+    write_turntable,
+    write_view,
+)
+from training.scene import (
+    Scene,
+    camera_at,
+    class_map,
+    device_of,
+    latent_of_seed,
+    normal_picture,
+    scene_of,
+    ws_of_latent,
+)
+
+_MOST_SEEDS = 10_000  # '0-99999999' is a slip of the hand
+
+
+def parse_seeds(text: str) -> list[int]:
+    """'0-3,7' to [0, 1, 2, 3, 7]."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not found:
+            raise UserError(f"--seeds '{text}': '{part.strip()}' is no seed; write 0-7 or 1,5,9")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if not first <= last < 2**32 or last - first >= _MOST_SEEDS:
+            raise UserError(f"--seeds '{text}': the range {part.strip()} is empty, or too long")
+        seeds += range(first, last + 1)
+    return seeds
+
+
+def generate(
+    network: Path,
+    seeds: list[int],
+    outdir: Path,
+    *,
+    truncation: float = 0.7,
+    yaw: float = 0.0,
+    pitch: float = 0.0,
+    video: bool = False,
+    mesh: bool = False,
+    device: str = "cpu",
+    say: Callable[[str], None] = print,
+) -> None:
+    """seedNNNN.png with its mask, normals and depth per seed, and grid.png; on request .mp4, .ply, .glb."""
+    generator = Generator.load(network, device)
+    camera = camera_at(generator, yaw, pitch)
+    tiles: list[list[np.ndarray]] = []
+    for seed in tqdm(seeds, desc="generate", unit="portrait"):
+        ws = ws_of_latent(generator, latent_of_seed(generator, seed), truncation)
+        scene, name = scene_of(generator, ws), f"seed{seed:04d}"
+        tiles.append(_write_pictures(outdir, name, scene, camera))
+        if video:
+            write_turntable(outdir / f"{name}.mp4", [scene])
+        if mesh:
+            surface = extract_mesh(scene.field, generator.config.camera.box_warp, device=device_of(generator))
+            if surface is None:
+                say(f"seed {seed} has no surface in its box: no mesh is written")
+            else:
+                write_mesh(surface, outdir / f"{name}.ply", outdir / f"{name}.glb")
+    write_png(outdir / "grid.png", sheet(list(zip(*tiles, strict=True))))
+
+
+def _write_pictures(folder: Path, name: str, scene: Scene, camera) -> list[np.ndarray]:
+    """The four pictures of a seed, also as tiles of the grid."""
+    config = scene.generator.config
+    labels = label_set(config.labels)
+    view = look(scene, camera, normals=True)
+    image = to_uint8(view.image[0])
+    depth = depth_to_uint8(view.depth[0], config.camera.near, config.camera.far)
+    write_png(folder / f"{name}.png", image)
+    write_view(folder, "", view, labels, prefix=f"{name}_")
+    write_png(folder / f"{name}_depth.png", depth)
+    mask = labels.colourise(class_map(view)[0].cpu().numpy())
+    shown = [image, mask, to_uint8(normal_picture(view)[0]), np.repeat(depth[..., None], 3, axis=2)]
+    side = tile_side(config.resolution)
+    return [tile(picture, side, nearest=i == 1) for i, picture in enumerate(shown)]
