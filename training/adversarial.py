@@ -63,7 +63,7 @@ class AdversarialPhase:
         self.local = local_batch(config.batch, "batch")
         self.steps = 0
         self.strength = augment.Strength(config.augment, context.device)
-        self.deterministic = False  # tests compare runs that draw their ray samples differently
+        self.deterministic = False  # no random ray samples and noise: for tests that compare batches
         models, guard, betas = context.models, context.guard, config.adam_betas
         self.generator_updater = Updater(
             "generator",
@@ -122,7 +122,8 @@ class AdversarialPhase:
         models, config = self.context.models, self.config.loss
         generator = models.generator
         ws = generator.map(scenes.z, scenes.conditioning, update_average=True)
-        field = generator.field(generator.planes(ws, noise_mode="random"))
+        noise_mode = "const" if self.deterministic else "random"
+        field = generator.field(generator.planes(ws, noise_mode=noise_mode))
         rendering = generator.synthesise(
             ws,
             scenes.camera,

@@ -2,8 +2,8 @@
 
 The same transform moves the picture, its raw rendering and their masks, so that what the discriminators
 compare stays aligned. No mirroring and no large rotation: the discriminators know the camera, which those
-would contradict. Every transform is differentiable to second order in the pixels, as R1 needs. Equations: Karras
-et al., "Training generative adversarial networks with limited data", 2020, appendix B.
+would contradict. Every transform is differentiable to second order in the pixels, as R1 needs. Equations:
+Karras et al., "Training generative adversarial networks with limited data", 2020, appendix B.
 """
 
 from __future__ import annotations

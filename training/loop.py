@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from training.config import TrainConfig
 from training.curves import Curves, CurveWriter
 from training.phases import Context, Phase, SpherePhase, build_models, local_batch
 from training.schedules import moment
+from training.stopping import StopSignals
 from training.updates import FiniteGuard
 from training.warmstart import WarmStartPhase
 
@@ -76,14 +76,15 @@ class Trainer:
         self.writer = CurveWriter(self.outdir, self.progress.total) if main else None
         self._since = (time.monotonic(), self.progress.total)
         saved_at = None
-        with StopSignals(minutes) as stop:
+        with StopSignals(minutes, self.device) as stop:
             while not (self.finished or stop.asked()):
                 for _ in self._steps(stop):
                     if self._crossed(self.config.snapshot_kimg):
                         saved_at = self.save()
                 if self.progress.images >= self.phase.length:
                     self._write_grid()
-                    self._enter_phase()
+                    if not self.finished:
+                        self._enter_phase()
             if saved_at != asdict(self.progress):
                 self.save()
         if self.writer:
@@ -173,7 +174,7 @@ class Trainer:
 
     def save(self) -> dict:
         """Writes the generator and the state to resume from; returns the progress that they stand for."""
-        states = _random_states()
+        states = snapshots.random_states(self.device)
         if distributed.is_main():
             total = self.progress.total
             self.context.models.average.save(
@@ -290,40 +291,6 @@ class Trainer:
 _ON_THE_BAR = ("generator/image", "discriminator/image_real_sign", "fit/image", "fit/mask", "sphere/global")
 
 
-class StopSignals:
-    """SIGINT, SIGTERM or a time limit: the step in hand is finished, then the run ends in good order."""
-
-    def __init__(self, minutes: float | None = None) -> None:
-        self._deadline = None if minutes is None else time.monotonic() + minutes * 60
-        self._received = False
-        self._previous: dict[int, object] = {}
-
-    def __enter__(self) -> StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def asked(self) -> bool:
-        """Whether to stop; all processes agree."""
-        late = self._deadline is not None and time.monotonic() > self._deadline
-        asked = self._received or late
-        if distributed.world_size() == 1:
-            return asked
-        return bool(distributed.all_reduce_mean(torch.tensor(float(asked), device=_collective_device())) > 0)
-
-    def _receive(self, *_: object) -> None:
-        self._received = True
-        self._restore()  # a second signal ends the program at once
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
-
-
 def train(
     config: TrainConfig, outdir: Path, *, resume: Path | None = None, minutes: float | None = None
 ) -> Trainer:
@@ -348,27 +315,6 @@ def _load(module: torch.nn.Module, tensors: dict, path: Path) -> None:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"--resume {path} does not fit this configuration: {reason}") from error
-
-
-def _random_states() -> list[dict]:
-    """Random states of all processes, by rank. numpy's and Python's are those of this process everywhere."""
-    state = snapshots.random_state()
-    if distributed.world_size() == 1:
-        return [state]
-    gathered = {}
-    for name in ("torch", "cuda"):
-        mine = state[name]
-        gathered[name] = [mine] * distributed.world_size()
-        if mine is not None:
-            on_device = mine.to(_collective_device())
-            gathered[name] = [torch.empty_like(on_device) for _ in range(distributed.world_size())]
-            torch.distributed.all_gather(gathered[name], on_device)
-    pairs = zip(gathered["torch"], gathered["cuda"], strict=True)
-    return [{**state, "torch": of_torch, "cuda": of_cuda} for of_torch, of_cuda in pairs]
-
-
-def _collective_device() -> torch.device:
-    return torch.device("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
 
 
 def _peak_memory_gb(device: torch.device) -> float:

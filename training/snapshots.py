@@ -17,7 +17,7 @@ from torch import Tensor
 from datasets.labels import label_set
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_path
-from torch_utils import checkpoint
+from torch_utils import checkpoint, distributed
 from training.generator import Generator, Rendering, Want
 from training.rendering.cameras import frontal_camera, orbit_camera
 
@@ -156,6 +156,23 @@ def random_state() -> dict[str, Any]:
         "numpy": (kind, keys.tobytes(), *rest),
         "python": random.getstate(),
     }
+
+
+def random_states(device: torch.device) -> list[dict]:
+    """Random states of all processes, by rank. numpy's and Python's are those of this process everywhere."""
+    state = random_state()
+    if distributed.world_size() == 1:
+        return [state]
+    gathered = {}
+    for name in ("torch", "cuda"):
+        mine = state[name]
+        gathered[name] = [mine] * distributed.world_size()
+        if mine is not None:
+            on_device = mine.to(device)
+            gathered[name] = [torch.empty_like(on_device) for _ in range(distributed.world_size())]
+            torch.distributed.all_gather(gathered[name], on_device)
+    pairs = zip(gathered["torch"], gathered["cuda"], strict=True)
+    return [{**state, "torch": of_torch, "cuda": of_cuda} for of_torch, of_cuda in pairs]
 
 
 def set_random_state(state: dict[str, Any]) -> None:

@@ -29,9 +29,9 @@ class FiniteGuard:
         self.count += 1
         if self.count > self.limit:
             raise UserError(
-                f"the gradients of the {what} were not finite, the {self.count}th such step "
-                f"(max_nonfinite={self.limit}): lower the learning rates or raise --gamma, then --resume from "
-                "the last state"
+                f"the gradients of the {what} were not finite, step {self.count} of that kind "
+                f"(max_nonfinite={self.limit}): lower the learning rates or raise --gamma, then --resume "
+                "from the last state"
             )
         return False
 

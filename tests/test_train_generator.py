@@ -1,0 +1,127 @@
+"""The command: what it prints, what it refuses, and a run from the command line to its end and on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from datasets.cameras import orbit_camera
+from train_generator import main
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def tiny_file(folder: Path) -> Path:
+    """A configuration whose run takes seconds."""
+    config = {
+        "generator": {
+            "labels": "catmask-hq",
+            "resolution": 16,
+            "z_dim": 8,
+            "w_dim": 8,
+            "plane_resolution": 16,
+            "plane_channels": 4,
+            "channel_base": 128,
+            "channel_max": 8,
+            "decoder_width": 8,
+            "part_width": 4,
+            "feature_channels": 4,
+            "raw_resolution": 8,
+            "samples_coarse": 4,
+            "samples_fine": 4,
+            "sr_resolution": 8,
+            "sr_channels": [4],
+        },
+        "discriminator": {"channel_base": 128, "channel_max": 8},
+        "schedule": {"raw_resolution": 8, "raw_resolution_final": 8},
+        "sphere": {"steps": 2, "batch": 2, "points": 16},
+        "data": {"workers": 0},
+        "kimg": 0.008,
+        "batch": 4,
+        "log_kimg": 0.004,
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Four grey pictures with masks and cameras."""
+    folder = tmp_path / "set"
+    labels = []
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for number in range(4):
+        name = f"{number}.png"
+        Image.new("RGB", (16, 16), (60 * number, 100, 100)).save(folder / "images" / name)
+        Image.new("L", (16, 16), number).save(folder / "masks" / name)
+        labels.append([name, [float(x) for x in orbit_camera(0.1 * number, 0.0)]])
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("ffhq-mask", "34."), ("catmask-hq", "34."), ("portraits-64", "1.")]
+)
+def test_dry_run_prints_the_configuration_and_its_cost(name: str, parameters: str):
+    result = call("--cfg", name, "--dry-run", "--batch", 12, "--set", "loss.eikonal=0.3")
+    assert result.exit_code == 0, result.output
+    assert "batch: 12" in result.output
+    assert "eikonal: 0.3" in result.output
+    assert any(
+        line.split()[:1] == ["generator"] and parameters in line for line in result.output.splitlines()
+    )
+    assert "GFLOP" in result.output
+
+
+def test_without_data_one_line_says_what_is_expected():
+    result = call("--cfg", "ffhq-mask")
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1
+    for word in ("--data", "512x512", "dataset.json", "--masks", "--cfg portraits-64"):
+        assert word in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--cfg", "ffhq-maks"), "did you mean 'ffhq-mask'"),
+        (("--cfg", "portraits-64", "--set", "loss.gama=1"), "did you mean 'loss.gamma'"),
+        (("--cfg", "nowhere.yaml"), "nowhere.yaml"),
+        ((), "give --cfg"),
+        (("--resume", "nowhere"), "--cfg"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments: tuple[str, ...], said: str):
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+    assert "Traceback" not in result.output
+
+
+def test_run_goes_on_from_its_folder_alone(tmp_path: Path, pictures: Path):
+    out = tmp_path / "out"
+    result = call(
+        "--cfg", tiny_file(tmp_path), "--data", pictures, "--outdir", out, "--aug", "ada", "--seed", 3
+    )
+    assert result.exit_code == 0, result.output
+    assert "finished after 0.008 kimg" in result.output
+    again = call("--cfg", tiny_file(tmp_path), "--data", pictures, "--outdir", out)
+    assert again.exit_code == 2
+    assert f"--resume {out}" in again.output
+    more = call("--resume", out, "--kimg", 0.016)
+    assert more.exit_code == 0, more.output
+    lines = [json.loads(line) for line in (out / "stats.jsonl").read_text().splitlines()]
+    assert [line["images"] for line in lines if line["phase"] == "adversarial"] == [4, 8, 12, 16]
+    # the saved configuration runs again
+    saved = yaml.safe_load((out / "config.yaml").read_text())
+    assert saved["augment"]["mode"] == "ada"
+    assert call("--cfg", out / "config.yaml", "--dry-run").exit_code == 0

@@ -1,0 +1,136 @@
+"""The loop: phases in order, resuming to the bit, stopping in good order, and bad gradients."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from dnnlib.errors import UserError
+from training import loop, snapshots
+from training.curves import read_curves
+from training.generator import Generator
+from training.loop import Trainer
+
+CPU = torch.device("cpu")
+
+
+def run(config, outdir: Path, resume: Path | None = None) -> Trainer:
+    trainer = Trainer(config, outdir, CPU, resume)
+    assert trainer.run()
+    return trainer
+
+
+def everything(outdir: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the newest state: weights, average, optimisers, strength, random states."""
+    tensors, _ = snapshots.checkpoint.load(snapshots.find_states(outdir)[-1])
+    return tensors
+
+
+def assert_same_state(one: Path, two: Path) -> None:
+    first, second = everything(one), everything(two)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_run_leaves_what_it_promises(tiny, tmp_path: Path):
+    trainer = run(tiny("warm_start.kimg=0.008", "warm_start.batch=4"), tmp_path)
+    assert trainer.progress.total == 8 + 16
+    assert trainer.progress.position == 24
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"config.yaml", "stats.jsonl", "grid-000000.png", "network-snapshot-000000.safetensors"} <= names
+    lines = read_curves(tmp_path / "stats.jsonl")
+    assert [line["phase"] for line in lines] == ["sphere"] * 2 + ["warm_start"] * 2 + ["adversarial"] * 4
+    assert {"generator/image", "discriminator/mask_r1", "shape/eikonal"} <= lines[4].keys()
+    generator = Generator.load(tmp_path / "network-snapshot-000000.safetensors")
+    average = trainer.context.models.average.state_dict()
+    assert all(torch.equal(value, average[name]) for name, value in generator.state_dict().items())
+
+
+def test_resumed_adversarial_run_equals_one_that_never_stopped(tiny, tmp_path: Path):
+    adaptive = ("augment.mode=ada", "augment.interval=1", "augment.speed_kimg=0.05")
+    run(tiny("kimg=0.016", *adaptive), tmp_path / "whole")
+    run(tiny("kimg=0.008", *adaptive), tmp_path / "parts")
+    run(tiny("kimg=0.016", *adaptive), tmp_path / "parts", resume=tmp_path / "parts")
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_run_resumed_inside_and_across_phases_equals_one_that_never_stopped(tiny, tmp_path: Path):
+    config = tiny("warm_start.kimg=0.012", "warm_start.batch=4", "kimg=0.008")
+    run(config, tmp_path / "whole")
+
+    def stop_after(images: int, phase: str, resume: Path | None) -> None:
+        trainer = Trainer(config, tmp_path / "parts", CPU, resume)
+        step = trainer.phase.step
+
+        def step_and_ask_to_stop(batch, seen: int) -> None:
+            step(batch, seen)
+            if seen + trainer.phase.batch == images:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        assert trainer.phase.name == phase
+        trainer.phase.step = step_and_ask_to_stop
+        assert not trainer.run()
+
+    stop_after(2, "sphere", None)
+    trainer = Trainer(config, tmp_path / "parts", CPU, tmp_path / "parts")
+    assert trainer.phase.name == "sphere"
+    step = trainer.phase.step
+
+    def last_sphere_step(batch, seen: int) -> None:
+        step(batch, seen)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.phase.step = last_sphere_step
+    assert not trainer.run()
+    stop_after(8, "warm_start", tmp_path / "parts")
+    run(config, tmp_path / "parts", resume=tmp_path / "parts")
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_time_limit_ends_the_run_in_good_order(tiny, tmp_path: Path):
+    trainer = Trainer(tiny(), tmp_path, CPU)
+    assert not trainer.run(minutes=0)
+    assert len(snapshots.find_states(tmp_path)) == 1
+
+
+def test_non_finite_gradients_are_counted_and_end_the_run(tiny, tmp_path: Path):
+    trainer = Trainer(tiny("max_nonfinite=2", "sphere.steps=50"), tmp_path, CPU)
+    with torch.no_grad():
+        trainer.context.models.generator.decoder.shape.bias2.fill_(float("nan"))
+    with pytest.raises(UserError, match="max_nonfinite=2"):
+        trainer.run()
+    assert trainer.context.guard.count == 3
+    # the bad steps were left out
+    assert trainer.context.models.generator.synthesis.b4.const.isfinite().all()
+
+
+def test_training_starts_from_a_generator_file(tiny, tmp_path: Path):
+    run(tiny(), tmp_path / "first")
+    file = tmp_path / "first" / "network-snapshot-000000.safetensors"
+    trainer = Trainer(tiny(), tmp_path / "second", CPU, file)
+    assert trainer.phase.name == "adversarial"
+    assert trainer.progress.total == 0
+    saved = Generator.load(file).state_dict()
+    weights = trainer.context.models.generator.state_dict()
+    assert all(torch.equal(saved[name], value) for name, value in weights.items())
+
+
+def test_state_of_other_sizes_is_refused(tiny, tmp_path: Path):
+    run(tiny(), tmp_path)
+    with pytest.raises(UserError, match="does not fit this configuration"):
+        Trainer(tiny("generator.decoder_width=12"), tmp_path, CPU, tmp_path)
+
+
+def test_workers_see_the_same_pictures(tiny, tmp_path: Path):
+    batches = []
+    for workers in (0, 1):
+        trainer = Trainer(tiny(f"data.workers={workers}"), tmp_path, CPU)
+        trainer.progress.phase, trainer.progress.position = loop.PHASES.index("adversarial"), 5
+        trainer._enter_phase()
+        stream = trainer._batches()
+        batches.append([next(stream).index.tolist() for _ in range(4)])
+    assert batches[0] == batches[1]

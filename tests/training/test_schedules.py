@@ -1,0 +1,44 @@
+"""Schedules at hand-computed moments."""
+
+from __future__ import annotations
+
+import pytest
+
+from training.config import ScheduleConfig
+from training.schedules import average_decay, moment
+
+CONFIG = ScheduleConfig(
+    swap_kimg=1000,
+    swap_final=0.5,
+    blur_sigma=10,
+    blur_kimg=200,
+    raw_resolution=64,
+    raw_resolution_final=128,
+    raw_switch_kimg=1000,
+    raw_fade_kimg=1000,
+)
+
+
+@pytest.mark.parametrize(
+    ("kimg", "swap", "blur", "raw"),
+    [(0, 1.0, 10, 64), (100, 0.95, 5, 64), (200, 0.9, 0, 64), (1500, 0.5, 0, 96), (9000, 0.5, 0, 128)],
+)
+def test_published_schedules(kimg: float, swap: float, blur: float, raw: int):
+    now = moment(CONFIG, round(kimg * 1000), batch=32)
+    assert now.swap_probability == pytest.approx(swap)
+    assert now.blur * 512 == pytest.approx(blur)
+    assert now.raw_resolution == raw
+
+
+def test_blur_fades_in_proportion_to_the_batch():
+    assert moment(CONFIG, 50_000, batch=16).blur * 512 == pytest.approx(5)
+
+
+def test_average_has_the_half_life_of_its_batch():
+    # half-life 5 kimg at batch 16: after 312.5 steps of 16 images half of the old average is left
+    assert average_decay(10, 0.05, 10**9, 16) ** 312.5 == pytest.approx(0.5)
+
+
+def test_average_forgets_the_start():
+    assert average_decay(10, 0.05, 0, 32) == 0
+    assert average_decay(10, 0.05, 6400, 32) == pytest.approx(0.5 ** (32 / 320))

@@ -1,0 +1,54 @@
+"""What the discriminators are shown."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from training import augment
+from training.views import Views, blur, one_hot, prepare, real_views, reduce
+
+
+def test_real_views_have_the_range_and_classes_of_generated_ones():
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8)
+    masks = torch.tensor([0, 2], dtype=torch.uint8).view(2, 1, 1).expand(2, 8, 8)
+    views = real_views(images, masks, classes=3, raw_resolution=4)
+    assert views.image.unique().tolist() == [-1, 1]
+    assert views.mask[:, :, 0, 0].tolist() == [[1, -1, -1], [-1, -1, 1]]
+    assert views.image_raw.shape == (2, 3, 4, 4)
+    torch.testing.assert_close(views.mask_raw, views.mask[..., ::2, ::2])
+
+
+def test_one_hot_sums_to_one():
+    assert one_hot(torch.randint(0, 5, (2, 4, 4)), 5).sum(1).eq(1).all()
+
+
+def test_reduction_keeps_the_mean():
+    image = torch.rand(1, 2, 16, 16)
+    interior = reduce(image, 8).mean()
+    assert abs(interior - image.mean()) < 0.02  # the triangle filter weighs the border differently
+
+
+def test_blur_falls_to_one_half_at_sigma():
+    point = torch.zeros(1, 1, 31, 31)
+    point[..., 15, 15] = 1
+    out = blur(point, 4.0)
+    assert math.isclose(out.sum(), 1, abs_tol=1e-5)
+    assert math.isclose(out[0, 0, 15, 19] / out[0, 0, 15, 15], 0.5, abs_tol=1e-5)
+    torch.testing.assert_close(out, out.transpose(2, 3))
+
+
+def test_blur_below_a_pixel_is_none():
+    image = torch.rand(1, 3, 8, 8)
+    assert blur(image, 0.3) is image
+
+
+def test_prepare_recolours_pictures_but_not_masks():
+    views = Views(*(torch.rand(2, c, s, s) for c, s in ((3, 8), (3, 4), (5, 8), (5, 4))))
+    drawn = augment.draw(2, 1.0, 4, torch.device("cpu"))
+    still = augment.Augmentation(torch.eye(2, 3).expand(2, 2, 3), drawn.colour)
+    shown = prepare(views, blur_share=0.0, augmentation=still)
+    torch.testing.assert_close(shown.mask, views.mask, atol=1e-5, rtol=0)
+    torch.testing.assert_close(shown.mask_raw, views.mask_raw, atol=1e-5, rtol=0)
+    assert (shown.image - views.image).abs().max() > 0.01

@@ -1,0 +1,46 @@
+"""When a run is asked to stop before its end."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import torch
+
+from torch_utils import distributed
+
+
+class StopSignals:
+    """SIGINT, SIGTERM or a time limit: the step in hand is finished, then the run ends in good order."""
+
+    def __init__(self, minutes: float | None, device: torch.device) -> None:
+        self._device = device
+        self._deadline = None if minutes is None else time.monotonic() + minutes * 60
+        self._received = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def asked(self) -> bool:
+        """Whether to stop; all processes agree."""
+        late = self._deadline is not None and time.monotonic() > self._deadline
+        asked = self._received or late
+        if distributed.world_size() == 1:
+            return asked
+        vote = torch.tensor(float(asked), device=self._device)
+        return bool(distributed.all_reduce_mean(vote) > 0)
+
+    def _receive(self, *_: object) -> None:
+        self._received = True
+        self._restore()  # a second signal ends the program at once
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
