@@ -113,10 +113,11 @@ class MaskedImages(torch.utils.data.Dataset[Sample]):
         self.extras = tuple(extras)
 
         root = Store(images)
-        is_set = root.has("images/") and root.has("dataset.json")
+        description = _read_description(root)
+        is_set = root.has("images/")
         if masks is None and not (is_set and root.has("masks/")):
             raise UserError(
-                f"{root.path} is no picture set with images/, masks/ and dataset.json: "
+                f"{root.path} has no images/ and masks/ beside its dataset.json: "
                 "give the masks' folder or zip too (--masks)"
             )
         self._stores = {
@@ -124,7 +125,6 @@ class MaskedImages(torch.utils.data.Dataset[Sample]):
             "mask": root.within("masks") if masks is None else Store(masks),
             **{kind: root.within(kind) for kind in self.extras if kind != "caption"},
         }
-        description = _read_description(root)
         self._names, self._cameras = self._match(_labels(description, root), quiet=is_set)
         captions = description.get("captions", {})
         self._captions = [str(captions.get(name, "")) for name in self._names["image"]]
@@ -284,6 +284,15 @@ def infinite_sampler(n: int, rank: int = 0, world: int = 1, seed: int = 0, start
 
 def _read_description(root: Store) -> dict[str, Any]:
     if not root.has("dataset.json"):
+        deeper = [name for name in root.names() if name.endswith("/dataset.json")]
+        if deeper and root.is_zip:
+            raise UserError(
+                f"{root.path} has its dataset.json in {deeper[0]}: zip the folder's content, not it"
+            )
+        if deeper:
+            raise UserError(
+                f"{root.path} has its dataset.json further down: give {root.locate(deeper[0])[:-13]}"
+            )
         raise UserError(
             f"{root.path} has no dataset.json with cameras: `python -m datasets.prepare` makes a set with one"
         )

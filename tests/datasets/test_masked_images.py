@@ -172,8 +172,8 @@ def test_mistakes_are_one_clear_line(made) -> None:
     cases = [
         (lambda: open_set(made.path / "nowhere"), "there is no folder or zip"),
         (lambda: open_set(made.path / "dataset.json"), "neither a folder nor a complete zip"),
-        (lambda: open_set(made.path / "images"), "give the masks' folder or zip too"),
-        (lambda: open_set(made.path / "images", made.path / "masks"), "has no dataset.json"),
+        (lambda: open_set(made.path / "images"), "has no dataset.json"),
+        (lambda: open_set(made.path.parent), "dataset.json further down: give .*/set$"),
         (lambda: MaskedImages(made.path, None, "ffhq-mask", 32), "is 16x16, expected 32x32"),
         (lambda: MaskedImages(made.path, None, "catmask-hq", SIZE), "not in the catmask-hq palette"),
         (lambda: MaskedImages(made.path, None, "ffhq", SIZE), "did you mean 'ffhq-mask'"),
@@ -198,6 +198,18 @@ def test_wrong_descriptions(made, change, message: str) -> None:
     rewrite(made, change)
     with pytest.raises(UserError, match=message):
         open_set(made.path)
+
+
+def test_masks_must_be_given_unless_they_are_beside_the_images(made) -> None:
+    shutil.copy(made.path / "dataset.json", made.path / "images")
+    with pytest.raises(UserError, match="give the masks' folder or zip too"):
+        open_set(made.path / "images")
+
+
+def test_a_zipped_folder_instead_of_its_content(made, tmp_path) -> None:
+    shutil.make_archive(str(tmp_path / "outer"), "zip", tmp_path, "set")
+    with pytest.raises(UserError, match="in set/dataset.json: zip the folder's content"):
+        open_set(tmp_path / "outer.zip")
 
 
 def test_damaged_files_are_named_when_they_are_read(made) -> None:
