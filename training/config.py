@@ -1,7 +1,7 @@
 """Typed configuration of the generator, the discriminators and a training run.
 
 One dataclass per thing that is configured; every field is explained here and nowhere else. Values come from
-``configs/NAME.yaml`` and ``--set a.b=c`` through :func:`dnnlib.config.load`; what ran is saved beside its results.
+``configs/NAME.yaml`` and ``--set a.b=c`` through :func:`dnnlib.config.load`; what ran is saved with its results.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ class CameraConfig:
 
     focal: float = 4.2647  # focal length divided by the image size
     radius: float = 2.7  # distance of the camera from the pivot
-    pivot: tuple[float, float, float] = (0.0, 0.0, 0.2)  # point that every camera looks at; cats: (0, 0, -0.06)
+    pivot: tuple[float, float, float] = (
+        0.0,
+        0.0,
+        0.2,
+    )  # point that every camera looks at; cats: (0, 0, -0.06)
     near: float = 2.25  # where rays begin, measured from the camera
     far: float = 3.3  # where rays end
     box_warp: float = 1.0  # side of the cube, centred at the origin, that the planes cover
@@ -40,7 +44,9 @@ class GeneratorConfig:
     decoder_width: int = 64  # hidden units of the texture MLP and of the global SDF MLP
     part_width: int = 64  # hidden units of each local SDF MLP
     feature_channels: int = 32  # colour features that are rendered; the first three are RGB
-    plane_projection: str = "orthogonal"  # 'orthogonal' (xy, xz, yz), or 'published' (xy, xz, zx) for published weights
+    plane_projection: str = (
+        "orthogonal"  # 'orthogonal' (xy, xz, yz), or 'published' (xy, xz, zx) for published weights
+    )
     marching: str = "published"  # 'published' marches softplus(sigma - 1), 'sigma' marches sigma itself
     beta: float = 0.1  # width of the SDF-to-density sigmoid
     learn_beta: bool = False  # published: a fixed buffer
@@ -48,15 +54,18 @@ class GeneratorConfig:
     samples_coarse: int = 48  # stratified samples per ray
     samples_fine: int = 48  # importance samples per ray
     sr_resolution: int = 128  # side at which the super-resolution starts (raw pictures are resized to it)
-    sr_channels: tuple[int, ...] = (256, 128)  # channels of each super-resolution block; each doubles the side
+    sr_channels: tuple[int, ...] = (
+        256,
+        128,
+    )  # channels of each super-resolution block; each doubles the side
     camera: CameraConfig = field(default_factory=CameraConfig)
 
     def __post_init__(self) -> None:
         grown = self.sr_resolution * 2 ** len(self.sr_channels)
         if grown != self.resolution:
             raise UserError(
-                f"generator.resolution is {self.resolution}, but {len(self.sr_channels)} super-resolution blocks from "
-                f"{self.sr_resolution} end at {grown}; change resolution, sr_resolution or sr_channels"
+                f"generator.resolution is {self.resolution}, but {len(self.sr_channels)} super-resolution blocks "
+                f"from {self.sr_resolution} end at {grown}; change resolution, sr_resolution or sr_channels"
             )
         _one_of("generator.plane_projection", self.plane_projection, ("orthogonal", "published"))
         _one_of("generator.marching", self.marching, ("published", "sigma"))
@@ -137,13 +146,18 @@ class SphereConfig:
 
 @dataclass(frozen=True)
 class WarmStartConfig:
-    """Optional phase between sphere and adversarial training, for synthetic sets that come with depth and normals:
-    one latent per picture is fitted together with the generator to the picture, its mask and its surface."""
+    """Optional phase between sphere and adversarial training, for synthetic sets with depth and normals: the
+    generator learns as the decoder of a variational autoencoder of pictures, masks and surfaces."""
 
     kimg: float = 0.0  # 0: off, the purely adversarial recipe of the paper
     batch: int = 8
     lr: float = 0.0025
-    lr_latent: float = 0.02
+    lr_encoder: float = 0.001
+    encoder_width: int = (
+        32  # channels of the encoder's first convolution; each doubles them, up to the maximum
+    )
+    encoder_width_max: int = 128
+    divergence: float = 5e-4  # weight of the latents' divergence from the standard normal, in nats
     image: float = 1.0  # weight of the L1 of image and raw image
     perceptual: float = 0.0  # weight of the multi-scale gradient difference
     mask: float = 0.5  # weight of the cross-entropy of mask and raw mask

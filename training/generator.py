@@ -132,7 +132,8 @@ class Generator(nn.Module):
     def planes(self, ws: Tensor, *, noise_mode: str = "const") -> Planes:
         """ws (N, num_ws, w_dim) -> texture and shape planes."""
         texture, shape = (
-            flat.unflatten(1, (3, self.config.plane_channels)) for flat in self.synthesis(ws, noise_mode=noise_mode)
+            flat.unflatten(1, (3, self.config.plane_channels))
+            for flat in self.synthesis(ws, noise_mode=noise_mode)
         )
         return Planes(texture, shape)
 
@@ -230,7 +231,9 @@ class Generator(nn.Module):
         """Reads what :meth:`save` wrote. Raises UserError when the file is something else."""
         tensors, meta = checkpoint.load(path, device=device)
         if meta.get("format") != FORMAT:
-            raise UserError(f"{path}: not a generator of this project (format {meta.get('format')!r}, want {FORMAT!r})")
+            raise UserError(
+                f"{path}: not a generator of this project (format {meta.get('format')!r}, want {FORMAT!r})"
+            )
         generator = cls(config_files.load(GeneratorConfig, meta["config"]))
         generator.load_state_dict(tensors)
         return generator.eval().requires_grad_(False).to(device)

@@ -236,7 +236,7 @@ class Trainer:
         if name == "sphere":
             return SpherePhase(self.context)
         if name == "warm_start":
-            return WarmStartPhase(self.context, len(self.data)) if self.config.warm_start.kimg > 0 else None
+            return WarmStartPhase(self.context) if self.config.warm_start.kimg > 0 else None
         return AdversarialPhase(self.context)
 
     def _in_last_phase(self) -> bool:

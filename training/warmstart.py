@@ -1,9 +1,9 @@
 """Optional phase between spheres and adversaries, for synthetic sets that come with depth and normals.
 
-Every training picture gets a latent of its own, fitted together with the generator to the picture, its mask
-and its surface (generative latent optimisation, Bojanowski et al. 2018). Heads, classes and surfaces are then
-there when the adversarial phase begins. That phase draws latents from the standard normal, so the fitted ones
-are kept normal too.
+The generator is trained as the decoder of a variational autoencoder: an encoder turns every picture and its
+mask into a latent, the generator renders that latent from the picture's camera, and picture, mask and surface
+are compared. Heads, classes and surfaces are then there when the adversarial phase begins. That phase draws
+latents from the standard normal, which is what the divergence term holds the encoder's latents to.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from datasets.masked_images import Batch
-from dnnlib.errors import UserError
 from torch_utils import distributed
 from training.generator import Rendering, Want
+from training.networks.encoder import Encoder
 from training.phases import Context, Term, geometry_terms, local_batch, passes, total
 from training.schedules import average_decay, moment
 from training.updates import Updater, update_average
@@ -23,83 +23,16 @@ from training.views import one_hot, reduce
 
 _MASK_LOGITS = 5.0  # mask channels lie in [-1, 1]: times this they are the logits of the cross-entropy
 _SCALES = 3  # of the gradient difference: full size, half, quarter
-_STANDARDISE_EVERY = 50  # steps between two corrections of the latents' mean and covariance
 _FOREGROUND = 0.999  # share of a raw pixel that must be foreground for its depth and normal to count
-
-
-class LatentTable:
-    """One latent per picture, (n, z_dim), with an Adam whose moments move only for the rows that are touched.
-
-    Rows keep the norm sqrt(z_dim), as the mapping normalises them anyway; now and then the whole table is
-    brought back to mean 0 and covariance 1.
-    """
-
-    def __init__(
-        self, count: int, z_dim: int, lr: float, betas: tuple[float, float], device: torch.device
-    ) -> None:
-        self.lr = lr
-        self.betas = betas
-        self.latents = normalise(torch.randn(count, z_dim, device=device))
-        self.mean = torch.zeros_like(self.latents)
-        self.square = torch.zeros_like(self.latents)
-        self.updates = torch.zeros(count, 1, device=device)  # how often each row was touched
-
-    def rows(self, index: Tensor) -> Tensor:
-        """Latents (N, z_dim) of the given pictures, as a leaf that collects their gradient."""
-        return self.latents[index].clone().requires_grad_()
-
-    @torch.no_grad()
-    def update(self, index: Tensor, gradient: Tensor) -> None:
-        """Moves the touched rows; ``gradient`` (N, z_dim) is that of the mean over the whole batch."""
-        index, gradient = _gather(index, gradient)
-        index, where = index.unique(return_inverse=True)
-        gradient = torch.zeros(len(index), gradient.shape[1], device=gradient.device).index_add_(
-            0, where, gradient
-        )
-        beta1, beta2 = self.betas
-        updates = self.updates[index] + 1
-        mean = self.mean[index].lerp(gradient, 1 - beta1)
-        square = self.square[index].lerp(gradient.square(), 1 - beta2)
-        step = mean / (1 - beta1**updates) / ((square / (1 - beta2**updates)).sqrt() + 1e-12)
-        self.latents[index] = normalise(self.latents[index] - self.lr * step)
-        self.mean[index], self.square[index], self.updates[index] = mean, square, updates
-
-    @torch.no_grad()
-    def standardise(self) -> None:
-        """Whitens the table: mean 0, covariance 1, rows at norm sqrt(z_dim). Few rows: the mean only."""
-        count, dim = self.latents.shape
-        centred = self.latents - self.latents.mean(0)
-        if count >= 4 * dim:
-            values, vectors = torch.linalg.eigh((centred.t() @ centred / count).double())
-            # symmetric square root: of all whitening maps the one that moves the rows least
-            whiten = vectors @ torch.diag(values.clamp_min(1e-4).rsqrt()) @ vectors.t()
-            centred = centred @ whiten.float()
-        self.latents = normalise(centred)
-
-    def state_dict(self) -> dict:
-        return {
-            "latents": self.latents,
-            "mean": self.mean,
-            "square": self.square,
-            "updates": self.updates,
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        if state["latents"].shape != self.latents.shape:
-            raise UserError(
-                f"the state was saved with {len(state['latents'])} pictures, --data has {len(self.latents)} "
-                "(mirror images counted): warm start fits one latent per picture, give it the same set"
-            )
-        for name, value in state.items():
-            setattr(self, name, value.to(self.latents))
+_ENCODER_BETAS = (0.9, 0.99)
 
 
 class WarmStartPhase:
-    """Fits generator and latents; see :class:`training.config.WarmStartConfig`."""
+    """Trains generator and encoder; see :class:`training.config.WarmStartConfig`."""
 
     name = "warm_start"
 
-    def __init__(self, context: Context, pictures: int) -> None:
+    def __init__(self, context: Context) -> None:
         self.context = context
         self.config = context.config.warm_start
         self.extras = tuple(kind for kind in ("normals", "depth") if getattr(self.config, kind) > 0)
@@ -107,9 +40,22 @@ class WarmStartPhase:
         self.local = local_batch(self.batch, "warm_start.batch")
         self.length = round(self.config.kimg * 1000)
         self.steps = 0
-        z_dim = context.config.generator.z_dim
-        self.table = LatentTable(pictures, z_dim, self.config.lr_latent, (0.5, 0.99), context.device)
-        _same_everywhere(self.table)
+        sizes = context.config.generator
+        self.encoder = Encoder(
+            3 + sizes.parts,
+            sizes.resolution,
+            sizes.z_dim,
+            self.config.encoder_width,
+            self.config.encoder_width_max,
+        ).to(context.device)
+        distributed.broadcast_module(self.encoder)
+        self.encoder_updater = Updater(
+            "encoder",
+            self.encoder.parameters(),
+            context.guard,
+            lr=self.config.lr_encoder,
+            betas=_ENCODER_BETAS,
+        )
         self.updater = Updater(
             "generator",
             context.models.generator.parameters(),
@@ -121,33 +67,30 @@ class WarmStartPhase:
     def step(self, batch: Batch, images: int) -> None:
         context, config = self.context, self.context.config
         now = moment(config.schedule, 0, config.batch)
-        z = self.table.rows(batch.index)
         swapped = torch.rand(len(batch), 1, device=context.device) < now.swap_probability
         conditioning = torch.where(swapped, batch.camera.roll(1, 0), batch.camera)
         for part, share in passes(len(batch), config.batch_per_pass):
-            terms = self._terms(batch, part, z[part], conditioning[part], now.raw_resolution)
+            terms = self._terms(batch, part, conditioning[part], now.raw_resolution)
             (total(terms, context.curves) * share).backward()
-        if self.updater.apply():  # a latent's gradient is finite where the mapping's is
-            self.table.update(batch.index, z.grad)
+        self.updater.apply()
+        self.encoder_updater.apply()
         self.steps += 1
-        if self.steps % _STANDARDISE_EVERY == 0:
-            self.table.standardise()
         decay = average_decay(config.ema_kimg, config.ema_rampup, images, self.batch)
         update_average(context.models.average, context.models.generator, decay)
 
-    def _terms(
-        self, batch: Batch, part: slice, z: Tensor, conditioning: Tensor, raw_resolution: int
-    ) -> list[Term]:
+    def _terms(self, batch: Batch, part: slice, conditioning: Tensor, raw_resolution: int) -> list[Term]:
         config, generator = self.config, self.context.models.generator
-        ws = generator.map(z, conditioning, update_average=True)
+        image = batch.image[part].float() / 127.5 - 1
+        classes = one_hot(batch.mask[part], generator.parts)
+        posterior = self.encoder(torch.cat([image, classes * 2 - 1], dim=1))
+        ws = generator.map(posterior.sample(), conditioning, update_average=True)
         field = generator.field(generator.planes(ws, noise_mode="random"))
         want = Want(samples=True, normals=config.normals > 0)
         rendering = generator.synthesise(
             ws, batch.camera[part], field=field, raw_resolution=raw_resolution, want=want
         )
-        image = batch.image[part].float() / 127.5 - 1
-        classes = one_hot(batch.mask[part], rendering.mask.shape[1])
         terms = image_terms(config.image, config.perceptual, rendering, image)
+        terms.append(Term("fit/divergence", config.divergence, posterior.divergence().mean()))
         if config.mask:
             terms.append(Term("fit/mask", config.mask, mask_loss(rendering, classes)))
         foreground = reduce(1 - classes[:, :1], raw_resolution)  # (N, 1, r, r)
@@ -164,19 +107,16 @@ class WarmStartPhase:
     def state_dict(self) -> dict:
         return {
             "steps": self.steps,
-            "table": self.table.state_dict(),
+            "encoder": self.encoder.state_dict(),
+            "encoder_optimiser": self.encoder_updater.state_dict(),
             "generator_optimiser": self.updater.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
         self.steps = state["steps"]
-        self.table.load_state_dict(state["table"])
+        self.encoder.load_state_dict(state["encoder"])
+        self.encoder_updater.load_state_dict(state["encoder_optimiser"])
         self.updater.load_state_dict(state["generator_optimiser"])
-
-
-def normalise(z: Tensor) -> Tensor:
-    """Rows (n, d) at norm sqrt(d), where standard normal rows of many numbers lie."""
-    return functional.normalize(z, dim=1) * z.shape[1] ** 0.5
 
 
 def image_terms(weight: float, weight_perceptual: float, rendering: Rendering, image: Tensor) -> list[Term]:
@@ -217,21 +157,3 @@ def depth_loss(depth: Tensor, wanted: Tensor, foreground: Tensor) -> Tensor:
 def _mean_where(values: Tensor, inside: Tensor) -> Tensor:
     """Mean over the pixels (N, 1, r, r) that count."""
     return (values * inside).sum() / (inside.sum() * values.shape[1]).clamp_min(1)
-
-
-def _gather(index: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of all processes, with the gradient of the mean over all of them."""
-    world = distributed.world_size()
-    if world == 1:
-        return index, gradient
-    indices = [torch.empty_like(index) for _ in range(world)]
-    gradients = [torch.empty_like(gradient) for _ in range(world)]
-    torch.distributed.all_gather(indices, index)
-    torch.distributed.all_gather(gradients, gradient)
-    return torch.cat(indices), torch.cat(gradients) / world
-
-
-def _same_everywhere(table: LatentTable) -> None:
-    """Every process starts from the first one's latents."""
-    if distributed.world_size() > 1:
-        torch.distributed.broadcast(table.latents, 0)
