@@ -12,7 +12,7 @@ from training.mesh import extract_mesh, write_mesh
 
 
 class Ball:
-    """A ball of radius 0.3 at (0.1, 0, 0), class 1, red above and blue below; with ``wall`` a slab behind it."""
+    """A ball of radius 0.3 at (0.1, 0, 0), class 1, red above and blue below; with ``wall`` a slab behind."""
 
     def __init__(self, wall: bool = False) -> None:
         self.wall = wall

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from datasets.labels import label_set
 from dnnlib.errors import UserError
 from training import distillation
 from training.distillation import Branch, Noising
@@ -28,7 +29,7 @@ from training.field import Field
 from training.generator import Rendering, Want
 from training.prior import NORMAL_PREFIX
 from training.rendering.renderer import RaySamples
-from training.scene import Scene, normal_picture
+from training.scene import Scene, class_map, normal_picture
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class EditOptimiser:
         self.request = request
         config = source.generator.config
         self.box_warp = config.camera.box_warp
+        self.labels = label_set(config.labels)
         self.marching = config.marching
         self.random = torch.Generator().manual_seed(settings.seed)
         with torch.no_grad():
@@ -134,18 +136,23 @@ class EditOptimiser:
                         progress(losses[-1])
             except KeyboardInterrupt:
                 interrupted = True
-        self.renew()
+        self.renew_region()
         return EditResult(self.source, self.portrait, self.request, losses, interrupted)
 
     def step(self, index: int) -> StepLosses:
-        """One update; renews conditions and region when it is time."""
+        """One update; renews the region when it is time."""
         settings = self.settings
-        if index and index % settings.condition_every == 0:
-            self.renew()
+        if index and index % settings.region_every == 0:
+            self.renew_region()
+        geometry = self.objective.geometry and index % settings.geometry_every == 0
         chosen = self._draw_views()
-        views = [self.views[i] for i in chosen]
         learned = self.portrait.learned()
-        rendering = self._render(views, learned)
+        camera = torch.cat([self.views[i].camera for i in chosen])
+        rendering = self.portrait.scene(learned).render(
+            camera, Want(normals=geometry, samples=True), deterministic=not settings.jitter
+        )
+        classes = class_map(rendering).split(1)
+        views = [self._now(i, self.views[i], seen) for i, seen in zip(chosen, classes, strict=True)]
 
         timestep = distillation.annealed_timestep(
             index / max(1, settings.steps - 1),
@@ -173,13 +180,15 @@ class EditOptimiser:
         )
 
     @torch.no_grad()
-    def renew(self) -> None:
-        """Condition updating: masks of the other views, and the region, from the model as it is now."""
-        learned = self.portrait.learned()
-        self.portrait = replace(self.portrait, region=self.regions.build(learned))
-        scene = self.portrait.scene(learned)
-        settings = self.settings.region
-        self.views[1:] = [renewed(view, scene, self.prior, self.request, settings) for view in self.views[1:]]
+    def renew_region(self) -> None:
+        """The region, from the model as it is now."""
+        self.portrait = replace(self.portrait, region=self.regions.build(self.portrait.learned()))
+
+    def _now(self, index: int, view: View, classes: Tensor) -> View:
+        """The view with what is wanted there now: at M's camera always M, elsewhere what the model shows."""
+        if index == 0:
+            return view
+        return renewed(view, classes, self.prior, self.labels, self.request, self.settings.region)
 
     def _draw_views(self) -> list[int]:
         """Views of this step: M's, then others without repetition; of a single one, M's every other time."""
@@ -191,21 +200,18 @@ class EditOptimiser:
     def _draw(self, count: int) -> list[int]:
         return (torch.randperm(len(self.views) - 1, generator=self.random)[:count] + 1).tolist()
 
-    def _render(self, views: list[View], learned: Field) -> Rendering:
-        camera = torch.cat([view.camera for view in views])
-        want = Want(normals=True, samples=True)
-        return self.portrait.scene(learned).render(camera, want)
-
     def _distil(
         self, rendering: Rendering, views: list[View], timestep: int
     ) -> tuple[Tensor, tuple[float, float]]:
         """Surrogate loss of the blended gradients, per view, and the root mean squares of both."""
-        geometry = self.settings.weights.geometry if self.objective.geometry else 0.0
-        shares = [1 - geometry, geometry] if geometry else [1.0]  # texture first
+        share = self.settings.weights.geometry if self.objective.geometry else 0.0
+        shares = [1 - share]  # texture first
+        if share and rendering.normals is not None:
+            shares.append(share * self.settings.geometry_every)  # it is left out of the steps between
         prompts = self.prompts[: len(shares)]
         encoded = [self.prior.encode(rendering.image)]
         source_latents = [view.source_latents for view in views]
-        if geometry:
+        if len(shares) == 2:
             encoded.append(self.prior.encode(normal_picture(rendering)))
             source_latents += [view.source_normal_latents for view in views]
         latents = torch.cat(encoded)
@@ -259,7 +265,9 @@ class EditOptimiser:
             "sdf": keep.sdf_outside(
                 self.source.field, learned, region, points.to(request.camera) * self.box_warp
             ),
-            "eikonal": keep.eikonal_inside(samples, region),
+            "eikonal": keep.eikonal_inside(samples, region)
+            if samples.gradient is not None
+            else mask.new_zeros(()),
             "consistency": keep.consistency_inside(samples, region),
         }
 

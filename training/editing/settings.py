@@ -52,7 +52,11 @@ class EditSettings:
         (0.3, -0.1),
         (0.55, 0.0),
     )
-    condition_every: int = 20  # steps after which the masks of these views, and the region, are renewed
+    geometry_every: int = 2  # normal maps are distilled, with the eikonal term, in every second step
+    region_every: int = 20  # steps after which the region is renewed
+    jitter: bool = (
+        False  # random offsets of the ray samples; without, the source branch cancels to the last digit
+    )
     keep_points: int = 1024  # random points of the box on which the SDFs are kept, per step
     seed: int = 0  # of the diffusion noise, the views and the sampling along rays
     max_nonfinite: int = 10  # steps with non-finite gradients after which the edit stops

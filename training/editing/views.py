@@ -72,15 +72,21 @@ def source_views(source: Scene, prior: EditPrior, request: EditRequest, settings
     return views
 
 
-@torch.no_grad()
 def renewed(
-    view: View, edited: Scene, prior: EditPrior, request: EditRequest, settings: RegionSettings
+    view: View,
+    classes: Tensor,
+    prior: EditPrior,
+    labels: LabelSet,
+    request: EditRequest,
+    settings: RegionSettings,
 ) -> View:
-    """Condition updating: the view with the mask, and the footprint, of the edited scene as it is now."""
-    classes = class_map(edited.render(view.camera, Want(), deterministic=True))
+    """Condition updating: the view with its mask condition, and its footprint, after classes (1, H, W).
+
+    These are the arg-max of what was just rendered: the condition follows the geometry and has no gradient.
+    """
     return replace(
         view,
-        condition=prior.condition(classes, label_set(edited.generator.config.labels)),
+        condition=prior.condition(classes, labels),
         footprint=_footprint(view.source_classes, classes, request, settings),
     )
 

@@ -17,7 +17,7 @@ SETTINGS = EditSettings(
     steps=4,
     warmup_steps=1,
     views=((-0.3, 0.0), (0.3, 0.1)),
-    condition_every=2,
+    region_every=2,
     keep_points=64,
     region=RegionSettings(voxels=16),
 )
@@ -89,15 +89,21 @@ def test_the_mask_follows_the_request(source, prior, request_, camera) -> None:
     assert losses[-1].mask < 0.9 * losses[0].mask
 
 
-def test_conditions_of_other_views_are_renewed_from_the_model(source, prior, request_) -> None:
-    edit = optimiser(source, prior, request_)
-    own, other = edit.views[0].condition, edit.views[1].condition
+def test_conditions_of_other_views_follow_the_model_and_m_stays(source, prior, request_) -> None:
+    edit = optimiser(source, prior, request_, views=((0.3, 0.1),))
+    edit.step(0)
+    shown = prior.seen_conditions[-1]  # edited M, edited other; again for normals; then the source's
+    requested = prior.condition(request_.requested[None], edit.labels)
+    assert torch.equal(shown[:1], requested) and torch.equal(shown[4:5], edit.views[0].source_condition)
+    assert torch.equal(shown[1:2], shown[5:6])  # the model is still the source
     with torch.no_grad():
         edit.portrait.learned.decoder.part_shapes.bias2[2] -= 10.0  # class 2 wins wherever the blend shows it
-    edit.renew()
-    assert torch.equal(edit.views[0].condition, own)  # M stays
-    assert not torch.equal(edit.views[1].condition, other)
-    assert torch.equal(edit.views[1].source_condition, other)
+    edit.step(1)
+    shown = prior.seen_conditions[-1]
+    assert len(shown) == 4  # this step has no normal maps
+    assert torch.equal(shown[:1], requested)
+    assert not torch.equal(shown[1:2], edit.views[1].source_condition)
+    assert torch.equal(shown[3:], edit.views[1].source_condition)
 
 
 def test_the_same_seed_gives_the_same_edit_and_leaves_the_callers_random_state(
