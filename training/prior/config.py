@@ -81,6 +81,7 @@ class DiffusionConfig:
     normals_share: float = 0.4  # share of normal maps among the pictures
     drop_caption: float = 0.12  # captions left out, for classifier-free guidance
     drop_mask: float = 0.1  # masks left out: the UNet runs without the ControlNet
+    coarse_mask: float = 0.2  # masks shown at half their resolution: painted and rendered ones are not exact
     min_snr: float = 5.0  # loss weight min(snr, min_snr) / snr (Hang et al. 2023, eps prediction)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
 
@@ -92,6 +93,8 @@ class PriorConfig:
     data: str = ""  # folder of a portrait set: images, masks, normals, captions
     labels: str = "ffhq-mask"
     resolution: int = 64  # side of the pictures
+    smooth_classes: tuple[str, ...] = ("hair",)  # classes whose normals are smoothed: strands have no surface
+    smooth_radius: int = 2  # pixels; over squares of side 2 radius + 1
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     text: TextConfig = field(default_factory=TextConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -101,7 +104,7 @@ class PriorConfig:
         0.0  # stop cleanly after so much training; learning rates end at nothing then. 0: no limit
     )
     log_kimg: float = 0.5  # learning curves
-    image_kimg: float = 10.0  # sample grids
+    image_kimg: float = 20.0  # sample grids
     snapshot_kimg: float = 5.0  # resumable state
     grid_masks: int = 8  # rows of the sample grids
     grid_steps: int = 25  # DDIM steps of the sample grids

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from datasets.masked_images import MaskedImages, collate
+from datasets.masked_images import Batch, MaskedImages, collate
 from dnnlib.errors import UserError
 from training.prior.config import PriorConfig
 
@@ -43,6 +44,12 @@ def read_data(config: PriorConfig) -> PriorData:
     )
     loader = DataLoader(dataset, batch_size=64, num_workers=config.workers, collate_fn=collate)
     batches = list(tqdm(loader, desc="reading", unit="batch", leave=False))
+    names = [name for name in config.smooth_classes if name in dataset.labels.names]
+    classes = [dataset.labels.index(name) for name in names]
+
+    def normals(batch: Batch) -> Tensor:
+        return _to_bytes(smooth_normals(batch.normals, batch.mask, classes, config.smooth_radius))
+
     captions = tuple(caption for batch in batches for caption in batch.caption)
     if not any(captions):
         raise UserError(
@@ -50,10 +57,22 @@ def read_data(config: PriorConfig) -> PriorData:
         )
     return PriorData(
         images=torch.cat([batch.image for batch in batches]),
-        normals=torch.cat([_to_bytes(batch.normals) for batch in batches]),
+        normals=torch.cat([normals(batch) for batch in batches]),
         masks=torch.cat([batch.mask for batch in batches]),
         captions=captions,
     )
+
+
+def smooth_normals(normals: Tensor, masks: Tensor, classes: list[int], radius: int) -> Tensor:
+    """Unit normals (N, 3, H, W) averaged over squares of side 2 radius + 1 within each of ``classes``.
+
+    Rendered hair has the normals of its strands, all but noise; the hair of an SDF has a surface.
+    """
+    for index in classes:
+        inside = (masks == index).unsqueeze(1).float()
+        mean = F.avg_pool2d(normals * inside, 2 * radius + 1, stride=1, padding=radius)
+        normals = torch.where(inside.bool(), F.normalize(mean, dim=1), normals)
+    return normals
 
 
 def _to_bytes(normals: Tensor) -> Tensor:

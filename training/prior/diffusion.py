@@ -19,6 +19,12 @@ def normal_caption(caption: str) -> str:
     return f"{NORMAL_PREFIX} {caption}"
 
 
+def coarsened(masks: Tensor, generator: torch.Generator) -> Tensor:
+    """Class maps (N, H, W) at half their resolution: one pixel of each 2 x 2 stands for all of it."""
+    y, x = torch.randint(2, (2,), generator=generator).tolist()
+    return masks[:, y::2, x::2].repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+
+
 @torch.no_grad()
 def encode_all(parts: PriorParts, data: PriorData, batch: int = 64) -> Tensor:
     """Unscaled latents (2, n, C, h, w) float32 of all images and of all normal maps: the posterior's mean."""
@@ -86,8 +92,12 @@ class DiffusionStage:
         # compare normal maps with normal maps
         nothing = torch.where(is_normal & chance(0.5), self.prefix_row, self.empty_row)
         rows = torch.where(chance(self.config.drop_caption), nothing, rows)
+        masks = self.masks[index]
+        masks = torch.where(
+            chance(self.config.coarse_mask).view(-1, 1, 1), coarsened(masks, generator), masks
+        )
         seen = (~chance(self.config.drop_mask)).float()
-        predicted = self._predict(module, noisy, t, self.tokens[rows], self.masks[index], seen)
+        predicted = self._predict(module, noisy, t, self.tokens[rows], masks, seen)
 
         error = (predicted - noise).square().mean(dim=(1, 2, 3))
         loss = (self.weights[t] * error).mean()

@@ -17,6 +17,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -62,7 +63,7 @@ def build_parts(config: PriorConfig, words: tuple[str, ...]) -> PriorParts:
     tokenizer = build_tokenizer(words, config.text.length)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return PriorParts(
+        parts = PriorParts(
             vae=_autoencoder(config),
             text_encoder=_text_encoder(config, tokenizer),
             tokenizer=tokenizer,
@@ -71,6 +72,9 @@ def build_parts(config: PriorConfig, words: tuple[str, ...]) -> PriorParts:
             scheduler=_scheduler(config),
             words=words,
         )
+        for module in (parts.vae, parts.unet, parts.controlnet):
+            _start_as_identity(module)
+        return parts
 
 
 def save_parts(parts: PriorParts, folder: Path, config: PriorConfig, facts: dict[str, Any]) -> None:
@@ -115,6 +119,16 @@ def _index() -> dict[str, Any]:
         "image_encoder": [None, None],
         "requires_safety_checker": False,
     }
+
+
+def _start_as_identity(module: nn.Module) -> None:
+    """Silence the last convolution of every residual block, so that a deep network learns like a shallow one
+    at first (Ho et al. 2020 and their successors start so; the classes of diffusers do not).
+    """
+    for block in module.modules():
+        if isinstance(block, ResnetBlock2D):
+            nn.init.zeros_(block.conv2.weight)
+            nn.init.zeros_(block.conv2.bias)
 
 
 def _autoencoder(config: PriorConfig) -> AutoencoderKL:

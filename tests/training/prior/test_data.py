@@ -6,7 +6,7 @@ import torch
 
 from datasets.labels import label_set
 from dnnlib.errors import UserError
-from training.prior.data import read_data
+from training.prior.data import read_data, smooth_normals
 
 
 def test_set_and_its_mirror_images(tiny_config):
@@ -29,6 +29,18 @@ def test_pictures_are_images_or_normal_maps(tiny_config):
     mirrored = data.pictures(torch.tensor([7]), torch.tensor([True]))[0].flip(-1)
     flipped = pictures[1] * torch.tensor([-1.0, 1, 1]).view(3, 1, 1)
     np.testing.assert_allclose(mirrored.numpy(), flipped.numpy(), atol=2 / 127)  # background 128 is not 127.5
+
+
+def test_normals_are_smoothed_within_a_class_only():
+    normals = torch.zeros(1, 3, 6, 6)
+    normals[:, 0, :, ::2], normals[:, 2, :, 1::2] = 1, 1  # hair whose strands face x and z in turn
+    masks = torch.full((1, 6, 6), 13)
+    normals[:, :, :2], masks[:, :2] = torch.tensor([0.0, -1, 0]).view(3, 1, 1), 1
+    smooth = smooth_normals(normals, masks, [13], radius=1)
+    assert torch.equal(smooth[:, :, :2], normals[:, :, :2])
+    # three columns, of which one or two face x: unit length, and nothing of the skin's -y leaks in
+    assert torch.allclose(smooth[:, :, 2:].norm(dim=1), torch.ones(1))
+    assert torch.allclose(smooth[0, :, 4, 3], torch.tensor([2.0, 0, 1]) / 5**0.5)
 
 
 def test_no_data_is_one_clear_line(tiny_config):

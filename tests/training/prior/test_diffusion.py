@@ -5,7 +5,7 @@ import torch
 
 from datasets.labels import label_set
 from training.prior.data import read_data
-from training.prior.diffusion import DiffusionStage, encode_all, normal_caption
+from training.prior.diffusion import DiffusionStage, coarsened, encode_all, normal_caption
 from training.prior.models import NORMAL_PREFIX, build_parts, words_of
 
 
@@ -32,6 +32,18 @@ def test_latents_of_images_and_normal_maps(setting):
     assert latents.shape == (2, len(data), 4, config.latent_size, config.latent_size)
     normal = data.pictures(torch.tensor([3]), torch.tensor([True]))
     assert torch.allclose(latents[1, 3], parts.vae.encode(normal).latent_dist.mode()[0], atol=1e-5)
+
+
+def test_coarsened_masks_show_one_pixel_of_four():
+    masks = torch.arange(16).view(1, 4, 4)
+    coarse = coarsened(masks, torch.Generator().manual_seed(0))
+    assert coarse.shape == masks.shape and len(coarse.unique()) == 4
+    blocks = coarse.view(2, 2, 2, 2).permute(0, 2, 1, 3).reshape(4, 4)
+    assert (blocks == blocks[:, :1]).all()
+    assert all(
+        block[0] in masks.view(2, 2, 2, 2).permute(0, 2, 1, 3).reshape(4, 4)[i]
+        for i, block in enumerate(blocks)
+    )
 
 
 def test_min_snr_weights(setting):
