@@ -1,0 +1,195 @@
+"""Rendering a whole set: worker processes that may die, resuming, and the index files.
+
+A picture is complete when its attributes file is there, which is written last.  A worker that dies takes only
+the picture it was drawing with it: that index is noted in lost.json, a fresh worker goes on, and later runs
+leave it out as well.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import multiprocessing.connection
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from datasets.labels import write_mask
+from dnnlib.errors import UserError
+from dnnlib.files import atomic_path, read_json, write_json
+
+from .attributes import sample
+from .head import HeadModel
+from .render import CLASSES, Picture, camera_label, load_mitsuba, render
+
+DEPTH_UNIT = 1e-4  # world units per step of the 16-bit depth PNGs
+INDEX_EVERY = 200  # pictures between two versions of dataset.json
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the content of the files: pictures of `size` pixels, `samples` light paths per pixel."""
+
+    size: int
+    samples: int
+    seed: int
+
+
+def stem(index: int) -> str:
+    """Path of a picture inside its folder, without suffix: 1000 pictures to a sub-folder."""
+    return f"{index // 1000:05d}/img{index:08d}"
+
+
+def attributes_path(outdir: Path, index: int) -> Path:
+    return outdir / "attributes" / f"{stem(index)}.json"
+
+
+def save(outdir: Path, index: int, picture: Picture, record: dict[str, Any]) -> None:
+    """Write one picture's files, the attributes last."""
+
+    def png(folder: str, values: np.ndarray) -> None:
+        with atomic_path(outdir / folder / f"{stem(index)}.png") as path:
+            Image.fromarray(values).save(path)
+
+    png("images", picture.image)
+    write_mask(outdir / "masks" / f"{stem(index)}.png", picture.mask, CLASSES)
+    png("normals", np.round((picture.normals * 0.5 + 0.5) * 255).astype(np.uint8))
+    png("depth", np.round(picture.depth / DEPTH_UNIT).astype(np.uint16))
+    write_json(attributes_path(outdir, index), record)
+
+
+def draw(model: HeadModel, settings: Settings, index: int, outdir: Path) -> None:
+    """Render and save picture `index`."""
+    attributes = sample(settings.seed, index)
+    picture = render(model, attributes, settings.size, settings.samples)
+    label = [round(float(v), 6) for v in camera_label(attributes)]
+    save(outdir, index, picture, {**attributes.to_json(), "camera": label})
+
+
+def _work(pipe: multiprocessing.connection.Connection, settings: Settings, outdir: Path) -> None:
+    """A worker process: indices come in, None or an error message goes out."""
+    model = HeadModel()
+    while True:
+        try:
+            index = pipe.recv()
+        except EOFError:
+            return
+        try:
+            draw(model, settings, index, outdir)
+            pipe.send(None)
+        except KeyboardInterrupt:
+            return
+        except Exception as error:  # the run goes on; the picture is noted as lost
+            pipe.send(f"{type(error).__name__}: {error}")
+
+
+class _Worker:
+    """One worker process and the index it is drawing."""
+
+    def __init__(self, settings: Settings, outdir: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, settings, outdir), daemon=True)
+        self.process.start()
+        theirs.close()  # so that the death of the process shows as the end of the pipe
+        self.index: int | None = None
+
+    def give(self, index: int) -> None:
+        self.index = index
+        self.pipe.send(index)
+
+    def stop(self) -> None:
+        self.pipe.close()
+        self.process.join(5)
+        if self.process.is_alive():
+            self.process.terminate()
+
+
+def write_index(outdir: Path, indices: list[int]) -> int:
+    """Write dataset.json for the complete pictures among `indices`; returns how many there are."""
+    labels, captions = [], {}
+    for index in indices:
+        path = attributes_path(outdir, index)
+        if path.exists():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            labels.append([f"{stem(index)}.png", record["camera"]])
+            captions[f"{stem(index)}.png"] = record["caption"]
+    write_json(outdir / "dataset.json", {"labels": labels, "captions": captions}, indent=None)
+    return len(labels)
+
+
+def _check_settings(outdir: Path, settings: Settings) -> None:
+    """A folder holds one set: resuming with other settings would mix two."""
+    path = outdir / "settings.json"
+    wanted = dict(vars(settings))
+    if path.exists():
+        found = read_json(path)
+        if found != wanted:
+            raise UserError(
+                f"{outdir} was begun with {found}, not {wanted}: give the same options or another --outdir"
+            )
+    else:
+        write_json(path, wanted)
+
+
+def run(
+    outdir: Path, count: int, settings: Settings, workers: int, start: int = 0
+) -> tuple[int, dict[str, str]]:
+    """Render indices start ... start + count - 1 -> number of complete pictures, lost ones with reasons."""
+    load_mitsuba()
+    HeadModel()  # an error here is clearer than in every worker
+    _check_settings(outdir, settings)
+    lost_path = outdir / "lost.json"
+    lost: dict[str, str] = read_json(lost_path) if lost_path.exists() else {}
+    indices = list(range(start, start + count))
+    todo = [i for i in indices if str(i) not in lost and not attributes_path(outdir, i).exists()]
+    queue = iter(todo)
+    bar = tqdm(total=count, initial=count - len(todo), unit="picture", mininterval=2.0)
+    pool: list[_Worker] = []
+
+    def feed(worker: _Worker) -> None:
+        index = next(queue, None)
+        if index is None:
+            pool.remove(worker)
+            worker.stop()
+        else:
+            worker.give(index)
+
+    def finished(worker: _Worker, problem: str | None) -> None:
+        if problem is not None:
+            lost[str(worker.index)] = problem
+            write_json(lost_path, lost)
+        bar.update()
+
+    try:
+        for _ in range(min(workers, len(todo))):
+            pool.append(_Worker(settings, outdir))
+        for worker in list(pool):
+            feed(worker)
+        since = time.monotonic()
+        done = 0
+        while pool:
+            ready = multiprocessing.connection.wait([worker.pipe for worker in pool])
+            for worker in [w for w in pool if w.pipe in ready]:
+                try:
+                    finished(worker, worker.pipe.recv())
+                except (EOFError, OSError):
+                    worker.process.join()
+                    finished(worker, f"the worker ended with exit code {worker.process.exitcode}")
+                    pool[pool.index(worker)] = worker = _Worker(settings, outdir)
+                feed(worker)
+                done += 1
+                if done % INDEX_EVERY == 0 or (done < INDEX_EVERY and time.monotonic() - since > 120):
+                    write_index(outdir, indices)
+                    since = time.monotonic()
+    finally:
+        for worker in pool:
+            worker.process.terminate()
+        bar.close()
+        complete = write_index(outdir, indices)
+    return complete, {k: v for k, v in lost.items() if int(k) in range(start, start + count)}
