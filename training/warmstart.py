@@ -24,7 +24,7 @@ from training.views import one_hot, reduce
 _MASK_LOGITS = 5.0  # mask channels lie in [-1, 1]: times this they are the logits of the cross-entropy
 _SCALES = 3  # of the gradient difference: full size, half, quarter
 _FOREGROUND = 0.999  # share of a raw pixel that must be foreground for its depth and normal to count
-_ENCODER_BETAS = (0.9, 0.99)
+_BETAS = (0.9, 0.99)  # with momentum, unlike the adversarial phase: there is no moving target here
 
 
 class WarmStartPhase:
@@ -54,14 +54,14 @@ class WarmStartPhase:
             self.encoder.parameters(),
             context.guard,
             lr=self.config.lr_encoder,
-            betas=_ENCODER_BETAS,
+            betas=_BETAS,
         )
         self.updater = Updater(
             "generator",
             context.models.generator.parameters(),
             context.guard,
             lr=self.config.lr,
-            betas=context.config.adam_betas,
+            betas=_BETAS,
         )
 
     def step(self, batch: Batch, images: int) -> None:
