@@ -15,7 +15,7 @@ from dnnlib.errors import UserError
 class OptimiserConfig:
     """How one stage is trained. Learning rate: linear warm-up, then a cosine down to nothing."""
 
-    kimg: float = 50.0  # length of the stage in thousands of pictures
+    kimg: float = 45.0  # length of the stage in thousands of pictures
     batch: int = 32  # pictures per step
     lr: float = 1e-3  # largest learning rate (AdamW)
     warmup: int = 100  # steps of linear warm-up
@@ -29,8 +29,8 @@ class OptimiserConfig:
 class AutoencoderOptimiserConfig(OptimiserConfig):
     """The same with the autoencoder's defaults."""
 
-    kimg: float = 12.0
-    batch: int = 16
+    kimg: float = 14.0
+    batch: int = 8
     lr: float = 2e-3
     ema_kimg: float = 0.5
 
@@ -43,11 +43,11 @@ class AutoencoderConfig:
     layers: int = 1  # residual blocks per level (the decoder has one more)
     groups: int = 8  # of the group normalisation; divides every entry of channels
     latent_channels: int = 4
-    kl: float = 1e-3  # weight of the KL divergence, per latent number; the L1 is per pixel and has weight 1
+    kl: float = 1e-5  # weight of the KL divergence, per latent number; the L1 is per pixel and has weight 1
     gradient: float = 1.0  # weight of the multi-scale gradient difference, which keeps edges sharp
     scales: int = 3  # of the gradient difference, each half the size of the one before
     normals_share: float = 0.33  # share of normal maps among the pictures
-    time_share: float = 0.25  # of --minutes, when that is given
+    time_share: float = 0.36  # of --minutes, when that is given
     optimiser: AutoencoderOptimiserConfig = field(default_factory=AutoencoderOptimiserConfig)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from datasets.masked_images import Batch, MaskedImages, collate
+from datasets.masked_images import MaskedImages, collate
 from dnnlib.errors import UserError
 from training.prior.config import PriorConfig
 
@@ -43,24 +43,19 @@ def read_data(config: PriorConfig) -> PriorData:
         config.data, None, config.labels, config.resolution, mirror=True, extras=("normals", "caption")
     )
     loader = DataLoader(dataset, batch_size=64, num_workers=config.workers, collate_fn=collate)
-    batches = list(tqdm(loader, desc="reading", unit="batch", leave=False))
     names = [name for name in config.smooth_classes if name in dataset.labels.names]
     classes = [dataset.labels.index(name) for name in names]
-
-    def normals(batch: Batch) -> Tensor:
-        return _to_bytes(smooth_normals(batch.normals, batch.mask, classes, config.smooth_radius))
-
-    captions = tuple(caption for batch in batches for caption in batch.caption)
+    images, normals, masks, captions = [], [], [], []
+    for batch in tqdm(loader, desc="reading", unit="batch", leave=False):
+        images.append(batch.image)
+        masks.append(batch.mask)
+        normals.append(_to_bytes(smooth_normals(batch.normals, batch.mask, classes, config.smooth_radius)))
+        captions.extend(batch.caption or ())
     if not any(captions):
         raise UserError(
             f'{config.data}/dataset.json has no captions: it needs {{"captions": {{name: text}}}}'
         )
-    return PriorData(
-        images=torch.cat([batch.image for batch in batches]),
-        normals=torch.cat([normals(batch) for batch in batches]),
-        masks=torch.cat([batch.mask for batch in batches]),
-        captions=captions,
-    )
+    return PriorData(torch.cat(images), torch.cat(normals), torch.cat(masks), tuple(captions))
 
 
 def smooth_normals(normals: Tensor, masks: Tensor, classes: list[int], radius: int) -> Tensor:
