@@ -86,7 +86,7 @@ def gather(table: Tensor, cells: Tensor, weight: Tensor, pitch: int) -> Tensor:
     table (R, C), cells (B, P) int32, weight (B, P, 4) -> (B, C). ``pitch``: rows of the table from a pixel to
     the one below it.
     """
-    y = _GatherByTable.apply(table, cells, weight, pitch)
+    y = _GatherByTable.apply(table, cells, (weight,), pitch)
     return _GatherByWeight.apply(y, table, cells, weight, pitch) if weight.requires_grad else y
 
 
@@ -108,15 +108,18 @@ class _GatherByTable(Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, table: Tensor, cells: Tensor, weight: Tensor, pitch: int) -> Tensor:
-        ctx.save_for_backward(cells, weight)
+    def forward(ctx: FunctionCtx, table: Tensor, cells: Tensor, weight: tuple[Tensor], pitch: int) -> Tensor:
+        """``weight`` comes in a tuple, where autograd does not look: it must not be an edge of this node,
+        yet keep its own graph for the second derivative."""
+        ctx.save_for_backward(cells)
+        (ctx.weight,) = weight
         ctx.pitch, ctx.rows = pitch, len(table)
-        return _gather_reference(table, cells, weight, pitch)
+        return _gather_reference(table, cells, ctx.weight.detach(), pitch)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        cells, weight = ctx.saved_tensors
-        return scatter(grad, cells, weight, ctx.pitch, ctx.rows), None, None, None
+        (cells,) = ctx.saved_tensors
+        return scatter(grad, cells, ctx.weight, ctx.pitch, ctx.rows), None, None, None
 
 
 class _GatherByWeight(Function):

@@ -1,0 +1,155 @@
+"""bias_act: values against the published activations, derivatives against finite differences."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from torch_utils import extension
+from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_values_equal_the_published_ones(parity, act):
+    fixture = {key: torch.from_numpy(value) for key, value in parity("bias_act").items()}
+    y = bias_act(fixture["x"], fixture["b"], act=act)
+    torch.testing.assert_close(y, fixture[f"y_{act}"], rtol=0, atol=1e-10)
+
+
+def test_alpha_gain_and_clamp_equal_the_published_ones(parity):
+    fixture = {key: torch.from_numpy(value) for key, value in parity("bias_act").items()}
+    y = bias_act(fixture["x"], fixture["b"], act="lrelu", alpha=0.1, gain=1.7, clamp=0.9)
+    torch.testing.assert_close(y, fixture["y_lrelu_gain_clamp"], rtol=0, atol=1e-10)
+
+
+def test_by_hand():
+    x = torch.tensor([[1.0, -2.0]])
+    y = bias_act(x, torch.tensor([1.0, 1.0]), act="lrelu", alpha=0.5, gain=3.0, clamp=5.0)
+    assert y.tolist() == [[5.0, -1.5]]  # 3 * 2 clamped; 3 * 0.5 * -1
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("clamp", [None, 0.7])
+def test_derivatives(act, clamp):
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    bias = torch.randn(3, dtype=torch.float64)
+    x, bias = away_from_kinks(x, bias, act, clamp)
+
+    def function(x, bias):
+        return bias_act(x, bias, act=act, gain=1.3, clamp=clamp)
+
+    torch.autograd.gradcheck(function, (x, bias))
+    torch.autograd.gradgradcheck(function, (x, bias))
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_bias_lies_along_dim(dim):
+    x = torch.zeros(2, 3, 4)
+    bias = torch.arange(x.shape[dim], dtype=torch.float32)
+    assert torch.equal(bias_act(x, bias, dim=dim).movedim(dim, -1)[0, 0], bias)
+
+
+def test_input_is_left_as_it_is():
+    x = torch.randn(2, 3)
+    before = x.clone()
+    bias_act(x, torch.ones(3), act="lrelu", clamp=0.1)
+    bias_act(x, act="relu", gain=1.0)
+    assert torch.equal(x, before)
+
+
+def test_half_precision_keeps_its_type():
+    y = bias_act(torch.randn(2, 3, dtype=torch.float16), torch.randn(3), act="lrelu")
+    assert y.dtype == torch.float16
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="lrelu"):
+        bias_act(torch.zeros(1, 1), act="leaky")
+    with pytest.raises(ValueError, match="reference"):
+        bias_act(torch.zeros(1, 1), impl="ref")
+
+
+def away_from_kinks(x, bias, act, clamp, margin=1e-3):
+    """The same inputs, moved so that finite differences do not step over a kink of activation or clamp."""
+    shift = 0.0
+    while True:
+        inner = x + shift + bias[:, None]
+        result = ACTIVATIONS[act].apply(inner, ACTIVATIONS[act].alpha) * 1.3
+        near = inner.abs().min() < margin or (
+            clamp is not None and (result.abs() - clamp).abs().min() < margin
+        )
+        if not near:
+            return (x + shift).requires_grad_(), bias.requires_grad_()
+        shift += margin
+
+
+@pytest.fixture(scope="module")
+def native():
+    """Builds the native operations, or skips and says why."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        kinds = extension.loaded()
+    if "cpu" not in kinds:
+        pytest.skip(str(caught[-1].message) if caught else "native operations are not available")
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("clamp", [None, 0.7])
+@pytest.mark.parametrize("form", ["contiguous", "channels_last", "last_dim", "no_bias", "strided"])
+def test_native_equals_reference(native, act, clamp, form):
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    if form == "channels_last":
+        x = x.to(memory_format=torch.channels_last)
+    elif form == "strided":
+        x = torch.randn(2, 3, 4, 10, dtype=torch.float64)[..., ::2]
+    dim = -1 if form == "last_dim" else 1
+    bias = None if form == "no_bias" else torch.randn(x.shape[dim], dtype=torch.float64)
+    cotangents = torch.randn_like(x), torch.randn_like(x)
+    found, expected = (
+        to_second_order(x, bias, cotangents, dim=dim, act=act, gain=1.3, clamp=clamp, impl=impl)
+        for impl in ("native", "reference")
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)  # the same formula, other roundings
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_native_single_precision_and_extremes(native, act):
+    x = torch.tensor([[-1e30, -100.0, -1e-6, 0.0, 1e-6, 25.0, 100.0, torch.nan, torch.inf]])
+    found = bias_act(x, torch.zeros(9), act=act, impl="native")
+    torch.testing.assert_close(
+        found, bias_act(x, torch.zeros(9), act=act), rtol=2e-6, atol=2e-6, equal_nan=True
+    )
+
+
+def test_native_refuses_a_bias_that_does_not_fit(native):
+    with pytest.raises(RuntimeError, match="does not fit"):
+        bias_act(torch.zeros(2, 3), torch.zeros(4), impl="native")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_kernel_equals_reference(act, dtype):
+    if "cuda" not in extension.loaded():
+        pytest.skip("native operations are not available for CUDA")
+    x, bias = torch.randn(2, 3, 4, 5, device="cuda", dtype=dtype), torch.randn(3, device="cuda", dtype=dtype)
+    cotangents = torch.randn_like(x), torch.randn_like(x)
+    tolerance = {torch.float16: 1e-2, torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
+    found, expected = (to_second_order(x, bias, cotangents, act=act, impl=i) for i in ("native", "reference"))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+def to_second_order(x, bias, cotangents, **arguments):
+    """Value, gradients, and gradients of the gradient by x under random cotangents."""
+    leaves = [tensor.clone().requires_grad_() for tensor in (x, bias) if tensor is not None]
+    first, second = cotangents
+    first = first.clone().requires_grad_()
+    y = bias_act(*leaves, **arguments)
+    gradients = torch.autograd.grad(y, leaves, first, create_graph=True)
+    twice = torch.autograd.grad(gradients[0], [first, *leaves], second, allow_unused=True)
+    twice = [torch.zeros(1, dtype=x.dtype) if g is None or not g.any() else g for g in twice]
+    return [y.detach(), *(g.detach() for g in gradients), *twice]

@@ -1,0 +1,143 @@
+"""The builder of native operations: when it builds, where, and what happens where it cannot.
+
+Compilers are replaced here: a real build and its results are tested with the operations.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from torch_utils import extension
+from torch_utils.ops.bias_act import bias_act
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch, tmp_path):
+    """Nothing loaded, nothing warned of, an empty cache."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    cached = extension.loaded, extension._warn_once
+    for function in cached:
+        function.cache_clear()
+    yield
+    for function in cached:
+        function.cache_clear()
+
+
+def test_importing_builds_nothing(tmp_path, root):
+    code = "import sys, torch_utils.ops.bias_act; print('torch.utils.cpp_extension' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert not list(tmp_path.iterdir())
+
+
+def test_reference_never_loads(monkeypatch):
+    monkeypatch.setattr(extension, "loaded", lambda: pytest.fail("loaded"))
+    assert not extension.use_native("bias_act", "reference", CPU)
+
+
+def test_auto_follows_the_table(monkeypatch):
+    monkeypatch.setattr(extension, "loaded", lambda: frozenset({"cpu"}))
+    monkeypatch.setattr(extension, "AUTO", {})
+    assert not extension.use_native("bias_act", "auto", CPU)
+    monkeypatch.setattr(extension, "AUTO", {"bias_act": frozenset({"cpu"})})
+    assert extension.use_native("bias_act", "auto", CPU)
+    assert not extension.use_native("bias_act", "auto", torch.device("cuda"))
+
+
+def test_auto_takes_only_what_exists():
+    for operation, kinds in extension.AUTO.items():
+        assert kinds <= extension.NATIVE[operation]
+
+
+def test_unknown_implementation_is_refused():
+    with pytest.raises(ValueError, match="auto, reference, native"):
+        extension.use_native("bias_act", "cuda", CPU)
+
+
+def test_failure_warns_once_with_the_reason_and_the_reference_runs(monkeypatch):
+    def fail(*_):
+        raise RuntimeError(
+            "Error building extension\n[1/2] c++ bias_act.cpp\nc++: error: no such option\nmore"
+        )
+
+    monkeypatch.setattr(extension, "_compile", fail)
+    x = torch.randn(2, 3)
+    with pytest.warns(UserWarning, match="references run instead: c..: error: no such option"):
+        y = bias_act(x, act="lrelu", impl="native")
+    assert torch.equal(y, bias_act(x, act="lrelu", impl="reference"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bias_act(x, act="lrelu", impl="native")
+
+
+def test_operation_without_kernel_warns_once(monkeypatch):
+    monkeypatch.setattr(extension, "loaded", lambda: pytest.fail("loaded"))
+    with pytest.warns(UserWarning, match="no native nothing for cpu"):
+        assert not extension.use_native("nothing", "native", CPU)
+
+
+def test_a_failed_build_leaves_nothing_that_looks_finished(monkeypatch, tmp_path):
+    monkeypatch.setattr(extension, "_compile", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
+    with pytest.raises(RuntimeError, match="broken"):
+        extension.build(with_cuda=False)
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".so"]
+
+
+def test_second_build_is_the_first_one(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(extension, "_compile", lambda library, _: (calls.append(1), library.write_bytes(b"")))
+    assert extension.build(with_cuda=False) == extension.build(with_cuda=False)
+    assert len(calls) == 1
+    assert capsys.readouterr().err.count("Building native operations") == 1
+
+
+def test_changed_sources_are_built_anew(monkeypatch, tmp_path):
+    sources = tmp_path / "src"
+    sources.mkdir()
+    (sources / "a.cpp").write_text("one")
+    monkeypatch.setattr(extension, "SOURCES", sources)
+    before = extension._fingerprint(False)
+    assert before != extension._fingerprint(True)
+    (sources / "a.cpp").write_text("two")
+    assert before != extension._fingerprint(False)
+
+
+def test_two_processes_build_once(tmp_path):
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=build_slowly, args=(tmp_path,)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert (tmp_path / "builds").read_text() == "x"
+
+
+def build_slowly(folder):
+    def compile_slowly(library, _):
+        with open(folder / "builds", "a") as file:
+            file.write("x")
+        library.write_bytes(b"")
+
+    extension._compile = compile_slowly
+    extension.build(with_cuda=False)
+
+
+def test_compilation_check_says_where_there_is_no_compiler(monkeypatch, capsys):
+    monkeypatch.setattr(extension.shutil, "which", lambda *_, **__: None)
+    assert extension.compile_cuda()
+    assert "skipped: there is no nvcc" in capsys.readouterr().out
+
+
+def test_compilation_check_fails_with_the_compiler(monkeypatch, capsys):
+    monkeypatch.setattr(extension.shutil, "which", lambda *_, **__: "false")
+    assert not extension.compile_cuda(["9.0"])
+    assert "bias_act.cu: FAILS" in capsys.readouterr().out
