@@ -1,7 +1,7 @@
 """Typed configuration of the generator, the discriminators and a training run.
 
 One dataclass per thing that is configured; every field is explained here and nowhere else. Values come from
-``configs/NAME.yaml`` and ``--set a.b=c`` through :func:`dnnlib.config.load`; what ran is saved with its results.
+``configs/NAME.yaml`` and ``--set a.b=c`` through :func:`dnnlib.config.load`; what ran is saved beside it.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class GeneratorConfig:
         grown = self.sr_resolution * 2 ** len(self.sr_channels)
         if grown != self.resolution:
             raise UserError(
-                f"generator.resolution is {self.resolution}, but {len(self.sr_channels)} super-resolution blocks "
-                f"from {self.sr_resolution} end at {grown}; change resolution, sr_resolution or sr_channels"
+                f"generator.resolution is {self.resolution}, but {len(self.sr_channels)} super-resolution "
+                f"blocks from {self.sr_resolution} end at {grown}; change one of the three"
             )
         _one_of("generator.plane_projection", self.plane_projection, ("orthogonal", "published"))
         _one_of("generator.marching", self.marching, ("published", "sigma"))
@@ -128,6 +128,9 @@ class ScheduleConfig:
     swap_final: float = 0.5
     blur_sigma: float = 10.0  # blur of the discriminators' input in pixels at the start (of a 512 px image)
     blur_kimg: float = 200.0  # ... fading to none over this (times batch / 32)
+    generator_delay_kimg: float = (
+        0.0  # only the discriminators learn at first: after a warm start they are behind
+    )
     raw_resolution: int = 64  # side of the volume rendering at the start
     raw_resolution_final: int = 128
     raw_switch_kimg: float = 25000.0  # when it changes; blended over raw_fade_kimg
@@ -157,6 +160,7 @@ class WarmStartConfig:
         32  # channels of the encoder's first convolution; each doubles them, up to the maximum
     )
     encoder_width_max: int = 128
+    beta: float = 0.0  # beta falls to this over the first half of the phase; 0: left alone
     divergence: float = 5e-4  # weight of the latents' divergence from the standard normal, in nats
     image: float = 1.0  # weight of the L1 of image and raw image
     perceptual: float = 0.0  # weight of the multi-scale gradient difference

@@ -74,9 +74,26 @@ class WarmStartPhase:
             (total(terms, context.curves) * share).backward()
         self.updater.apply()
         self.encoder_updater.apply()
+        if self.config.beta:
+            self._lower_beta((images + self.batch) / self.length)
         self.steps += 1
         decay = average_decay(config.ema_kimg, config.ema_rampup, images, self.batch)
         update_average(context.models.average, context.models.generator, decay)
+
+    def finish(self) -> None:
+        """The adversarial phase goes on from the average: it is smoother than the weights of the last step."""
+        self.context.models.generator.load_state_dict(self.context.models.average.state_dict())
+
+    @torch.no_grad()
+    def _lower_beta(self, done: float) -> None:
+        """Brings beta down geometrically as the share of the phase that is done grows from 0 to 1/2.
+
+        Fog lets far parts of space receive gradients, surfaces give colours a place: first the one, then the
+        other.
+        """
+        first = self.context.config.generator.beta
+        beta = first * (self.config.beta / first) ** min(1.0, 2 * done)
+        self.context.models.generator.decoder.sigmoid_beta.fill_(beta)
 
     def _terms(self, batch: Batch, part: slice, conditioning: Tensor, raw_resolution: int) -> list[Term]:
         config, generator = self.config, self.context.models.generator

@@ -70,3 +70,15 @@ def test_fit_approaches_the_pictures(tiny, tiny_set):
     for name, share in (("fit/image", 0.8), ("fit/mask", 0.95), ("fit/depth", 0.8)):
         assert curves[-1][name] < share * curves[0][name], name
     assert context.models.generator.mapping.w_avg.abs().max() > 0
+
+
+def test_beta_falls_geometrically_over_the_first_half(tiny, tiny_set):
+    config = tiny("warm_start.kimg=0.016", "warm_start.batch=4", "warm_start.beta=0.025", "data.mirror=false")
+    context = Context(config, build_models(config, CPU), Curves(), FiniteGuard(0), CPU)
+    data = MaskedImages(tiny_set, None, "catmask-hq", 16, extras=("normals", "depth"))
+    phase = WarmStartPhase(context)
+    seen = []
+    for step in range(4):
+        phase.step(collate([data[i] for i in range(4)]), step * 4)
+        seen.append(context.models.generator.decoder.sigmoid_beta.item())
+    assert seen == pytest.approx([0.05, 0.025, 0.025, 0.025])  # from 0.1
