@@ -93,12 +93,10 @@ class AdversarialPhase:
         config, models = self.config, self.context.models
         now = moment(config.schedule, images, config.batch)
         scenes = draw_scenes(config.generator.z_dim, batch.camera, now.swap_probability)
-        with frozen(models.discriminator, models.discriminator_mask):
-            fakes = self.generator_gradients(scenes, now)
-            self.generator_updater.apply()
-        if self._due(config.loss.density_regularisation_every, config.loss.density_regularisation):
-            self.density_gradients(draw_scenes(config.generator.z_dim, batch.camera, now.swap_probability))
-            self.generator_updater.apply()
+        if images < config.schedule.generator_delay_kimg * 1000:
+            fakes = self.generated(scenes, now)
+        else:
+            fakes = self._generator_step(scenes, now)
         reals = real_views(batch.image, batch.mask, config.generator.parts, now.raw_resolution)
         self.discriminator_gradients(reals, fakes, batch.camera, now)
         self._apply_discriminators()
@@ -108,6 +106,36 @@ class AdversarialPhase:
         decay = average_decay(config.ema_kimg, config.ema_rampup, images, config.batch)
         update_average(models.average, models.generator, decay)
         self.steps += 1
+
+    def finish(self) -> None:
+        pass
+
+    def _generator_step(self, scenes: Scenes, now: Moment) -> list[Views]:
+        config, models = self.config, self.context.models
+        with frozen(models.discriminator, models.discriminator_mask):
+            fakes = self.generator_gradients(scenes, now)
+            self.generator_updater.apply()
+        if self._due(config.loss.density_regularisation_every, config.loss.density_regularisation):
+            others = draw_scenes(config.generator.z_dim, scenes.camera, now.swap_probability)
+            self.density_gradients(others)
+            self.generator_updater.apply()
+        return fakes
+
+    @torch.no_grad()
+    def generated(self, scenes: Scenes, now: Moment) -> list[Views]:
+        """What the generator makes of the scenes, pass by pass."""
+        generator = self.context.models.generator
+        fakes = []
+        for part, _ in passes(len(scenes), self.config.batch_per_pass):
+            some = scenes[part]
+            rendering = generator.synthesise(
+                generator.map(some.z, some.conditioning),
+                some.camera,
+                raw_resolution=now.raw_resolution,
+                noise_mode="random",
+            )
+            fakes.append(fake_views(rendering))
+        return fakes
 
     def generator_gradients(self, scenes: Scenes, now: Moment) -> list[Views]:
         """Adds the gradients of the generator's losses; returns what it made, without graph, pass by pass."""

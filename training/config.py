@@ -128,9 +128,7 @@ class ScheduleConfig:
     swap_final: float = 0.5
     blur_sigma: float = 10.0  # blur of the discriminators' input in pixels at the start (of a 512 px image)
     blur_kimg: float = 200.0  # ... fading to none over this (times batch / 32)
-    generator_delay_kimg: float = (
-        0.0  # only the discriminators learn at first: after a warm start they are behind
-    )
+    generator_delay_kimg: float = 0.0  # at first only the discriminators learn: a warm start is ahead of them
     raw_resolution: int = 64  # side of the volume rendering at the start
     raw_resolution_final: int = 128
     raw_switch_kimg: float = 25000.0  # when it changes; blended over raw_fade_kimg

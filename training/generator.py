@@ -73,7 +73,8 @@ class Planes:
 class Generator(nn.Module):
     """z, camera -> pictures. See :class:`training.config.GeneratorConfig` for the sizes."""
 
-    def __init__(self, config: GeneratorConfig) -> None:
+    def __init__(self, config: GeneratorConfig, fp16: bool = False) -> None:
+        """``fp16``: the super-resolution runs in float16 on CUDA, as the published training has it."""
         super().__init__()
         self.config = config
         self.parts = config.parts
@@ -107,6 +108,7 @@ class Generator(nn.Module):
                 w_dim=config.w_dim,
                 input_resolution=config.sr_resolution,
                 channels=config.sr_channels,
+                use_fp16=fp16,
             )
             for channels in (3, self.parts)
         )

@@ -82,6 +82,7 @@ class Trainer:
                     if self._crossed(self.config.snapshot_kimg):
                         saved_at = self.save()
                 if self.progress.images >= self.phase.length:
+                    self.phase.finish()
                     self._write_grid()
                     if not self.finished:
                         self._enter_phase()

@@ -49,7 +49,7 @@ class Models:
 def build_models(config: TrainConfig, device: torch.device) -> Models:
     """Networks of the configured sizes, the same in every process; float16 only where CUDA runs it."""
     fp16_blocks = _FP16_BLOCKS if config.mixed_precision and device.type == "cuda" else 0
-    generator = Generator(config.generator).requires_grad_(True)
+    generator = Generator(config.generator, fp16=fp16_blocks > 0).requires_grad_(True)
     sizes = config.discriminator
     discriminators = [
         DualDiscriminator(
@@ -94,6 +94,9 @@ class Phase(Protocol):
     length: int  # images after which it is finished
 
     def step(self, batch: Batch | None, images: int) -> None: ...
+
+    def finish(self) -> None:
+        """Called once, after the last step."""
 
     def state_dict(self) -> dict: ...
 
@@ -191,8 +194,10 @@ class SpherePhase:
         ]
         total(terms, context.curves).backward()
         self.updater.apply()
-        # the average starts from the spheres, not from the untrained network
-        update_average(context.models.average, generator, decay=0.0)
+
+    def finish(self) -> None:
+        """The average starts from the spheres, not from the untrained network."""
+        update_average(self.context.models.average, self.context.models.generator, decay=0.0)
 
     def state_dict(self) -> dict:
         return {"generator_optimiser": self.updater.state_dict()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from datasets.masked_images import MaskedImages, collate
 from dnnlib import config as config_files
 from training.adversarial import AdversarialPhase, draw_scenes
 from training.curves import Curves
@@ -53,6 +55,7 @@ def test_sphere_phase_makes_spheres(tiny):
         losses.append(context.curves.collect())
     assert losses[-1]["sphere/global"] < losses[0]["sphere/global"] / 3
     assert losses[-1]["sphere/parts"] < losses[0]["sphere/parts"] / 3
+    phase.finish()
     average, generator = context.models.average, context.models.generator
     torch.testing.assert_close(average.state_dict(), generator.state_dict())
 
@@ -121,6 +124,25 @@ def test_mask_discriminator_does_not_teach_the_picture(tiny):
     mask = context.models.generator.superresolution_semantic.parameters()
     assert all(p.grad is None or p.grad.abs().max() == 0 for p in picture)
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in mask)
+
+
+def test_generator_waits_for_the_discriminators(tiny, tiny_set):
+    context = context_of(tiny("schedule.generator_delay_kimg=0.004"))
+    phase = AdversarialPhase(context)
+    data = MaskedImages(tiny_set, None, "catmask-hq", 16)
+    batch = collate([data[i] for i in range(4)])
+
+    def changed(images: int) -> dict[str, bool]:
+        before = {name: copy.deepcopy(m.state_dict()) for name, m in context.models.named().items()}
+        phase.step(batch, images)
+        return {
+            name: any(not torch.equal(before[name][k], v) for k, v in module.state_dict().items())
+            for name, module in context.models.named().items()
+        }
+
+    judges = {"discriminator": True, "discriminator_mask": True}
+    assert changed(0) == {"generator": False, "average": False} | judges
+    assert changed(4) == {"generator": True, "average": True} | judges
 
 
 def test_swapped_cameras_come_from_the_batch():
