@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from datasets.cameras import orbit_camera
+from datasets.masked_images import MaskedImages
 from train_generator import main
 
 
@@ -88,6 +90,19 @@ def test_without_data_one_line_says_what_is_expected():
     assert result.output.count("\n") == 1
     for word in ("--data", "512x512", "dataset.json", "--masks", "--cfg portraits-64"):
         assert word in result.output
+
+
+def test_the_command_that_it_suggests_works(root: Path, monkeypatch: pytest.MonkeyPatch):
+    suggested = shlex.split(call("--cfg", "ffhq-mask").output.rpartition(": ")[2])
+    assert suggested[:2] == ["python", "train_generator.py"]
+    monkeypatch.chdir(root)
+    result = call(*suggested[2:], "--dry-run")
+    assert result.exit_code == 0, result.output
+    config = yaml.safe_load(result.output.partition("\n\n")[0])
+    assert (
+        len(MaskedImages(config["data"]["images"], None, "ffhq-mask", config["generator"]["resolution"]))
+        == 64
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,17 @@ from pathlib import Path
 
 import yaml
 
+from datasets.portraits import BUNDLED
 from dnnlib import config as config_files
 from dnnlib.errors import UserError, did_you_mean
 from training import loop, summary
 from training.config import TrainConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-TRY = "python train_generator.py --cfg portraits-64"  # trains on what is bundled
+TRY = (  # from the clone's folder
+    f"python train_generator.py --cfg portraits-64 --data {BUNDLED.relative_to(CONFIGS.parent).as_posix()} "
+    "--outdir runs/try --minutes 10"
+)
 # option of the command line -> field that it sets
 _FIELDS = {
     "data": "data.images",
@@ -67,8 +71,8 @@ def start(run: Run, *, minutes: float | None = None) -> None:
         side = config.generator.resolution
         raise UserError(
             f"no pictures: give --data (folder or zip of {side}x{side} images with dataset.json) and --masks "
-            f"({config.generator.labels} masks of the same stems), see docs/data.md; to try it on bundled "
-            f"data: {TRY}"
+            f"({config.generator.labels} masks of the same stems), see docs/data.md; to try it on 64 bundled "
+            f"portraits: {TRY}"
         )
     if run.resume is None and run.outdir.is_dir() and any(run.outdir.glob("training-state-*.safetensors")):
         raise UserError(
