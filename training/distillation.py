@@ -150,6 +150,17 @@ def surrogate(latents: Tensor, gradient: Tensor) -> Tensor:
     return (gradient.detach() * latents).sum() / len(latents)
 
 
+def clean_latent_weight(t: int, alphas_cumprod: Tensor) -> float:
+    """min(1, sqrt((1 - a_t) / a_t)), for paired gradients.
+
+    A difference dz of clean latents is a difference sqrt(a / (1 - a)) dz of noise predictions, 7 dz and more
+    at the end of an annealed edit: unweighted, its last steps would outweigh all that is kept. Above a = 1/2
+    this measures the gradient in clean latents; below, where predictions are coarse, it stays as it is.
+    """
+    alpha = float(alphas_cumprod[t])
+    return min(1.0, ((1 - alpha) / alpha) ** 0.5)
+
+
 def annealed_timestep(progress: float, steps: int, first: float = 0.8, last: float = 0.02) -> int:
     """Diffusion step at ``progress`` in [0, 1] of an edit: linear from ``first`` to ``last``, as shares of
     ``steps``."""

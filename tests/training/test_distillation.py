@@ -125,6 +125,16 @@ def test_the_timestep_falls_linearly_and_stays_in_range() -> None:
     assert distillation.annealed_timestep(0.0, 10, first=1.0) == 9
 
 
+def test_paired_gradients_are_measured_in_clean_latents_when_there_is_little_noise(noising: Noising) -> None:
+    prior, difference = PullingPrior(), 0.25
+    latents = torch.randn(1, 3, 4, 4)
+    low = Noising(torch.tensor([3]), torch.randn(1, 3, 4, 4))
+    gradient = DDS.gradient(prior, branch(latents + difference, 0.0), branch(latents, 0.0), low, 1.0)
+    weight = distillation.clean_latent_weight(3, prior.alphas_cumprod)
+    torch.testing.assert_close(gradient * weight, torch.full_like(gradient, difference), atol=1e-4, rtol=1e-4)
+    assert distillation.clean_latent_weight(49, prior.alphas_cumprod) == 1.0
+
+
 def test_an_unknown_objective_names_the_nearest() -> None:
     assert distillation.objective("sds") is SDS
     with pytest.raises(UserError, match="did you mean 'cdgt'"):

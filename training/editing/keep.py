@@ -5,6 +5,8 @@ Pure functions on tensors. P classes, (N, R, S) samples along R rays of N views.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -18,6 +20,7 @@ from training.rendering.renderer import RaySamples
 # among 19.
 _MASK_LOGIT_SCALE = 5.0
 _PART_SHARPNESS = 20.0  # as the renderer's mask: sigmoid(-20 s_p)
+_TINY = 1e-12  # keeps logarithms finite; far below the weight of any sample that could ever be seen
 
 
 def mask_cross_entropy(mask: Tensor, requested: Tensor, changed: Tensor) -> Tensor:
@@ -31,6 +34,11 @@ def mask_cross_entropy(mask: Tensor, requested: Tensor, changed: Tensor) -> Tens
     size = mask.shape[-2:]
     requested, changed = resize_classes(requested, size), resize_classes(changed, size)
     loss = functional.cross_entropy(_MASK_LOGIT_SCALE * mask, requested[None], reduction="none")[0]
+    return _half_on(loss, changed)
+
+
+def _half_on(loss: Tensor, changed: Tensor) -> Tensor:
+    """Mean in which the repainted pixels weigh as much as all others together."""
     if not changed.any() or changed.all():
         return loss.mean()
     return 0.5 * (loss[changed].mean() + loss[~changed].mean())
@@ -45,18 +53,34 @@ def resize_classes(classes: Tensor, size: tuple[int, int] | torch.Size) -> Tenso
     )
 
 
-def dense_mask(samples: RaySamples, marching_kind: str) -> Tensor:
-    """The mask channels with gradients to the *global* SDF too: (N, R, P) in [-1, 1], equal in value to the
-    renderer's.
+def mask_likelihood(samples: RaySamples, requested: Tensor, changed: Tensor, marching_kind: str) -> Tensor:
+    """Mean negative log-likelihood of the requested classes along the rays of M's camera.
 
-    The renderer detaches the density, so that masks do not bend the shape while a generator is trained. An
-    edit wants just that: where the request says hat and there is air, density must grow.
+    A ray ends at sample i with the volume-rendering weight w_i, and that sample is of class p with
+    probability q_ip = softmax_p(-20 s_ip); a ray that meets nothing shows the background:
+
+        -log P(class c) = -log(sum_i w_i q_ic + [c = background] (1 - sum_i w_i))
+
+    Unlike the cross-entropy of the rendered mask this has a gradient where the request is far from what is
+    there: the rendered channels, composites of sigmoid(-20 s_p), are flat a tenth of the box away from a
+    part, and detach the density. Here some sample must become of class c, whichever is nearest to it in
+    likelihood, *and* be what the ray meets: where M says hat and there is air, density grows.
+
+    Args:
+        samples: of one view, (1, R, S, ...).
+        requested, changed: as in :func:`mask_cross_entropy`; half of the weight is on the repainted pixels.
     """
-    depth, order = samples.depth.sort(dim=-1)
-    density = samples.density.squeeze(-1).gather(-1, order)
+    side = math.isqrt(samples.depth.shape[1])
+    requested, changed = resize_classes(requested, (side, side)), resize_classes(changed, (side, side))
+    depth, order = samples.depth[0].sort(dim=-1)  # (R, S)
+    density = samples.density[0, ..., 0].gather(-1, order)
     weights = marching.sample_weights(marching.interval_weights(density, depth, marching_kind))
-    weights = torch.zeros_like(weights).scatter(-1, order, weights)
-    return marching.composite(torch.sigmoid(-_PART_SHARPNESS * samples.part_sdf), weights) * 2 - 1
+    wanted = requested.reshape(-1, 1, 1).expand(-1, depth.shape[-1], 1)
+    log_class = functional.log_softmax(-_PART_SHARPNESS * samples.part_sdf[0], dim=-1)
+    log_class = log_class.gather(-1, wanted)[..., 0].gather(-1, order)  # (R, S)
+    through = torch.where(requested.reshape(-1) == 0, (1 - weights.sum(-1)).clamp_min(0), 0.0)
+    terms = torch.cat([(weights + _TINY).log() + log_class, (through[:, None] + _TINY).log()], dim=-1)
+    return _half_on(-torch.logsumexp(terms, dim=-1), changed.reshape(-1))
 
 
 def image_outside(image: Tensor, source: Tensor, footprint: Tensor) -> Tensor:

@@ -234,6 +234,8 @@ class EditOptimiser:
         gradient = self.objective.gradient(
             self.prior, edited, source if self.objective.paired else None, noising, self.settings.guidance
         )
+        if self.objective.paired:
+            gradient = gradient * distillation.clean_latent_weight(timestep, self.prior.alphas_cumprod)
         # Outside the footprint the picture cannot change: the encoder's reach would only pull at the border.
         footprint = torch.cat([view.footprint for view in views]).repeat(len(shares), 1, 1)[:, None]
         gradient = gradient * functional.adaptive_max_pool2d(footprint.float(), gradient.shape[-2:])
@@ -248,12 +250,11 @@ class EditOptimiser:
         request, samples, region = self.request, rendering.samples, self.portrait.region
         mask = rendering.image.new_zeros(())
         if own is not None:
-            raw = keep.dense_mask(_one_view(samples, own), self.marching).transpose(1, 2)
-            raw = raw.unflatten(2, rendering.mask_raw.shape[-2:])
-            mask = 0.5 * sum(
-                keep.mask_cross_entropy(each, request.requested, request.changed)
-                for each in (raw, rendering.mask[own : own + 1])
+            rays = keep.mask_likelihood(
+                _one_view(samples, own), request.requested, request.changed, self.marching
             )
+            final = keep.mask_cross_entropy(rendering.mask[own : own + 1], request.requested, request.changed)
+            mask = 0.5 * (rays + final)
         points = torch.rand(self.settings.keep_points, 3, generator=self.random) - 0.5
         return {
             "mask": mask,

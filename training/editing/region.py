@@ -11,18 +11,24 @@ to change. ``--classes`` names E by hand.
 the edit):
 
 1. *Class*: the class of a point in either generator, the arg-min of its part SDFs, is in E; only near a
-   surface (``reach``), because far from every surface the arg-min means nothing. Dilated by ``dilation``.
+   surface (``reach``), because far from every surface the arg-min means nothing. Dilated by ``dilation``. The
+   learned field's classes count up to ``growth`` from where the region began: one learned SDF that drifts
+   down everywhere would otherwise take the whole box.
 2. *Line of sight*: M's camera must not contradict it. A point may change when it projects onto a pixel that
    is in E in the old or the new mask, or was repainted (dilated by ``dilation_pixels``: the edit's
    footprint), or when it is hidden from that camera, behind the old surface by ``hidden_margin`` or out of
    the picture. So free space in front of the face stays as it is even where its nearest part happens to be
-   hair, and a learned class cannot spread without bound; but the back of the hair, which M cannot show,
-   belongs to the edit.
-3. *Repainted pixels*: all points that project onto repainted pixels (dilated) belong to the region whatever
-   their class. This is how new hair wins over former background: that space has the class background in both
-   generators until hair has grown into it, so condition 1 alone would never let it start. Background as such
-   is never in E: its class fills most of the box, wall and free space, and would make everything behind the
-   head part of the edit.
+   hair; but the back of the hair, which M cannot show, belongs to the edit.
+3. *Repainted pixels*: points that project onto repainted pixels (dilated) belong to the region whatever their
+   class, as far as they are near the old portrait: along each repainted ray, where it comes closest to the
+   old foreground, and up to ``growth`` further from it. This is how new hair wins over former background:
+   that space has the class background in both generators until hair has grown into it, so condition 1 alone
+   would never let it start. Without the bound on the distance a hat would be free to fill the whole frustum
+   of its pixels, from the camera to the wall.
+
+Background as such is never in E: its class fills most of the box, wall and free space, and would make
+everything behind the head part of the edit. Its solid part, the wall, never belongs to the region, so that
+what appears when hair is cut short is the wall that was always there.
 
 Outside the footprint, then, a ray of M's camera meets changed points only behind the old surface.
 """
@@ -33,6 +39,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn import functional
 
@@ -51,6 +58,8 @@ class RegionSettings:
     dilation: float = 0.02  # around points whose class is in E
     reach: float = 0.15  # distance from a surface up to which the class of a point counts
     hidden_margin: float = 0.1  # this far behind the old surface a point is hidden from M's camera
+    growth: float = 0.08  # how much further from the old foreground than it must, something new may grow
+    wall: float = 0.03  # the background is solid where its surface is at most this far away
     dilation_pixels: float = 1 / 32  # of the footprint in the mask, as a share of the mask's side
 
 
@@ -187,6 +196,7 @@ class RegionBuilder:
         self.classes = request.classes
         self.points = _grid(self.settings.voxels, box_warp, request.camera)
         self.side = self.settings.voxels
+        self.cube = (self.side, self.side, self.side)
         pixels = footprint_dilation(self.settings, request.changed.shape[0])
         seen = sight(self.points, request.camera)
         repainted = seen.sample(dilate(request.changed, pixels), outside=False)
@@ -194,26 +204,57 @@ class RegionBuilder:
         solid = seen.sample(request.rendered != background, outside=True)
         surface = seen.sample(depth, outside=float("-inf")) + self.settings.hidden_margin * box_warp
         hidden = (solid & (seen.distance > surface)) | ~seen.inside
-        self.possible = footprint | hidden  # condition 2
-        self.always = self._of_classes(frozen) & self.possible | repainted
+        old = self._look(frozen)
+        wall = (old.classes == background) & (old.sdf < self.settings.wall * box_warp)
+        possible = (footprint | hidden) & ~wall  # condition 2
+        self.always = (self._edited(old) & possible) | (repainted & self._near(old, seen, background) & ~wall)
+        growth = round(self.settings.growth * self.side)
+        self.reachable = dilate(self.always.reshape(self.cube), growth).reshape(-1) & possible
 
     def build(self, learned: Field | None = None) -> Region:
         """The region now; without ``learned``, that of the beginning, when both fields are equal."""
         inside = self.always
         if learned is not None:
-            inside = inside | (self._of_classes(learned) & self.possible)
-        return Region(inside.reshape(self.side, self.side, self.side), self.box_warp)
+            inside = inside | (self._edited(self._look(learned)) & self.reachable)
+        return Region(inside.reshape(self.cube), self.box_warp)
 
     @torch.no_grad()
-    def _of_classes(self, field: Field) -> Tensor:
-        """Condition 1, (D^3,) bool."""
-        found = []
+    def _look(self, field: Field) -> _Voxels:
+        sdf, classes = [], []
         for points in self.points.split(_CHUNK):
             values = field.query(points[None], colour=False, parts=True)
-            near = values.sdf[0, :, 0] < self.settings.reach * self.box_warp
-            found.append(near & in_classes(values.part_sdf[0].argmin(-1), self.classes))
-        cube = torch.cat(found).reshape(self.side, self.side, self.side)
+            sdf.append(values.sdf[0, :, 0])
+            classes.append(values.part_sdf[0].argmin(-1))
+        return _Voxels(torch.cat(sdf), torch.cat(classes))
+
+    def _edited(self, voxels: _Voxels) -> Tensor:
+        """Condition 1, (D^3,) bool."""
+        near = voxels.sdf < self.settings.reach * self.box_warp
+        cube = (near & in_classes(voxels.classes, self.classes)).reshape(self.cube)
         return dilate(cube, round(self.settings.dilation * self.side)).reshape(-1)
+
+    def _near(self, old: _Voxels, seen: Sight, background: int) -> Tensor:
+        """The bound of condition 3, (D^3,) bool."""
+        solid = (old.classes != background) & (old.sdf < 0)
+        cube = solid.reshape(self.cube).cpu().numpy()
+        if not cube.any():
+            return torch.ones_like(solid)  # nothing to be near to
+        distance = distance_transform_edt(~cube, sampling=self.box_warp / self.side)
+        distance = torch.from_numpy(distance).to(old.sdf).reshape(-1)
+        pixels = self.side  # a ray per voxel width is fine enough
+        pixel = (seen.uv * pixels).long().clamp(0, pixels - 1)
+        ray = pixel[:, 1] * pixels + pixel[:, 0]
+        closest = distance.new_full((pixels * pixels,), float("inf"))
+        closest.scatter_reduce_(0, ray[seen.inside], distance[seen.inside], "amin")
+        return distance <= closest[ray] + self.settings.growth * self.box_warp
+
+
+@dataclass(frozen=True)
+class _Voxels:
+    """A field at the voxels' centres."""
+
+    sdf: Tensor  # (D^3,)
+    classes: Tensor  # (D^3,)
 
 
 @dataclass(frozen=True)

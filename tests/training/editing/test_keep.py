@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from training.editing import keep
 from training.editing.region import Region
-from training.rendering.rays import camera_rays
-from training.rendering.renderer import RaySamples, RenderOptions, render
+from training.rendering.renderer import RaySamples
 
 
 def test_mask_cross_entropy_weighs_repainted_pixels_as_much_as_the_rest() -> None:
@@ -32,15 +33,44 @@ def test_masks_of_any_size_are_compared() -> None:
     keep.mask_cross_entropy(torch.randn(1, 2, 4, 4), requested, requested == 1)
 
 
-def test_the_dense_mask_is_the_renderers_but_reaches_the_density(learned_balls, camera) -> None:
-    origins, directions = camera_rays(camera, 8)
-    options = RenderOptions(2.25, 3.3, 12, 12, marching="sigma", deterministic=True, samples=True)
-    volume = render(learned_balls, origins, directions, options)
-    dense = keep.dense_mask(volume.samples, "sigma")
-    torch.testing.assert_close(dense, volume.mask)
-    sdf_gradient = torch.autograd.grad(dense.square().sum(), volume.samples.density, retain_graph=True)[0]
-    assert sdf_gradient.abs().sum() > 0
-    assert torch.autograd.grad(volume.mask.sum(), volume.samples.density, allow_unused=True)[0] is None
+def one_ray(density, part_sdf) -> RaySamples:
+    """Four samples a tenth apart, given from back to front: the order must not matter."""
+    density, part_sdf = torch.as_tensor(density), torch.as_tensor(part_sdf)
+    return RaySamples(
+        points=torch.zeros(1, 1, 4, 3),
+        depth=torch.tensor([[[2.3, 2.2, 2.1, 2.0]]]),
+        sdf=torch.zeros(1, 1, 4, 1),
+        density=density.flip(0).view(1, 1, 4, 1),
+        colour=torch.zeros(1, 1, 4, 3),
+        part_sdf=part_sdf.flip(0).view(1, 1, 4, -1),
+        part_density=None,
+        gradient=None,
+    )
+
+
+def likelihood(samples, wanted: int) -> torch.Tensor:
+    mask = torch.full((1, 1), wanted)
+    return keep.mask_likelihood(samples, mask, mask < 0, "sigma")
+
+
+def test_likelihood_of_one_ray_by_hand() -> None:
+    # intervals of optical thickness 0, 0 and 10: half of the last one's weight on each of its ends
+    samples = one_ray([0.0, 0.0, 0.0, 200.0], [[9.0, 9.0, 0.0]] * 3 + [[9.0, 0.0, 9.0]])
+    for wanted, share in ((1, 0.5), (2, 0.5)):
+        assert likelihood(samples, wanted).item() == pytest.approx(-math.log(share), abs=1e-3)
+    assert likelihood(samples, 0) > 9  # neither the background's part nor a way through
+    empty = one_ray([0.0] * 4, [[9.0, 0.0, 9.0]] * 4)
+    assert likelihood(empty, 0) == pytest.approx(0.0, abs=1e-3)  # through to the background
+
+
+def test_likelihood_pulls_where_the_rendered_mask_is_flat() -> None:
+    # air everywhere, and the wanted class 2 half a box away from each sample
+    density = torch.full((4,), 1e-4, requires_grad=True)
+    part_sdf = torch.tensor([[0.3, 0.2, 0.5]] * 4, requires_grad=True)
+    likelihood(one_ray(density, part_sdf), 2).backward()
+    assert (density.grad[:3] < 0).all()  # more density
+    assert (part_sdf.grad[:, 2] > 0).all() and part_sdf.grad[:, 2].sum() > 10  # and nearer to class 2
+    assert torch.isfinite(part_sdf.grad).all()
 
 
 def test_image_outside_ignores_the_footprint() -> None:

@@ -17,6 +17,7 @@ from training.editing.region import (
 )
 
 BACKGROUND, SKIN, HAIR, HAT = 0, 1, 2, 3
+DEPTHS = (0.3, 0.0, -0.3)  # world z
 SETTINGS = RegionSettings(voxels=32, dilation=0.0, dilation_pixels=1 / 32)
 
 
@@ -150,9 +151,25 @@ class TestBuilder:
         learned_balls.centres = torch.tensor([[0.0, 5.0, 0.0], [0.0, 0.0, 0.0]])
         learned_balls.radii = torch.tensor([0.1, 0.3])
         region = builder.build(learned_balls)
-        assert region.contains(torch.tensor([[0.0, 0.0, -0.19]])).tolist() == [True]  # hidden behind the face
+        assert region.contains(torch.tensor([[0.0, 0.12, -0.12]])).tolist() == [
+            True
+        ]  # hidden, below the hair
         assert region.contains(torch.tensor([[0.0, 0.0, 0.19]])).tolist() == [False]  # M shows skin here
         assert region.contains(torch.tensor([[0.0, 0.0, 0.28]])).tolist() == [False]  # and looks through this
+        assert region.contains(torch.tensor([[0.0, -0.2, -0.19]])).tolist() == [False]  # hidden, but far off
+
+    def test_the_region_ends_at_the_wall_and_near_the_old_head(self, frozen_balls, camera, rendered) -> None:
+        requested = rendered.clone()
+        requested[8:20, 24:30] = HAIR
+        region = self.builder(frozen_balls, camera, requested).build()
+        beside = [
+            ((27 / 32 - 0.5) / 4.2647 * (2.7 - z), (0.5 - 14 / 32) / 4.2647 * (2.7 - z), z) for z in DEPTHS
+        ]
+        assert region.contains(torch.tensor(beside)).tolist() == [
+            False,
+            True,
+            False,
+        ]  # before, beside, behind
 
     def test_dilation_widens_the_region(self, frozen_balls, camera, rendered) -> None:
         narrow = self.builder(frozen_balls, camera, rendered).build()
