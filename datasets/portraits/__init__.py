@@ -2,6 +2,5 @@
 
 from pathlib import Path
 
-BUNDLED = (
-    Path(__file__).resolve().parent / "bundled"
-)  # its first 64 pictures, 64 x 64, for tests and a first try
+# The first 64 pictures of seed 0 at 64 x 64, for tests and a first try.
+BUNDLED = Path(__file__).resolve().parent / "bundled"

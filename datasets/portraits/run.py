@@ -23,9 +23,9 @@ from datasets.labels import write_mask
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_path, read_json, write_json
 
-from .attributes import sample
 from .head import HeadModel
 from .render import CLASSES, Picture, camera_label, load_mitsuba, render
+from .sampling import sample
 
 DEPTH_UNIT = 1e-4  # world units per step of the 16-bit depth PNGs
 INDEX_EVERY = 200  # pictures between two versions of dataset.json

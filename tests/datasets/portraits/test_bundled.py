@@ -11,7 +11,7 @@ import torch
 from datasets.labels import label_set
 from datasets.masked_images import EXTRAS, Batch, MaskedImages, collate
 from datasets.portraits import BUNDLED
-from datasets.portraits.attributes import sample
+from datasets.portraits.sampling import sample
 from training.rendering.cameras import orbit_camera, project
 from training.rendering.rays import camera_rays
 

