@@ -95,6 +95,7 @@ def native():
         pytest.skip(str(caught[-1].message) if caught else "native operations are not available")
 
 
+@pytest.mark.timeout(800)  # the first of these tests may have to build: seconds on an idle machine
 @pytest.mark.parametrize("act", ACTIVATIONS)
 @pytest.mark.parametrize("clamp", [None, 0.7])
 @pytest.mark.parametrize("form", ["contiguous", "channels_last", "last_dim", "no_bias", "strided"])
