@@ -81,7 +81,7 @@ class WarmStartPhase:
         update_average(context.models.average, context.models.generator, decay)
 
     def finish(self) -> None:
-        """The adversarial phase goes on from the average: it is smoother than the weights of the last step."""
+        """The adversarial phase goes on from the average: smoother than the weights of the last step."""
         self.context.models.generator.load_state_dict(self.context.models.average.state_dict())
 
     @torch.no_grad()
