@@ -1,0 +1,204 @@
+"""Ten edits, made and measured: ``python -m training.editing.cases --outdir out/cases``.
+
+Each case is a seed, a repainting of that portrait's own mask by simple geometry, and a sentence. The command
+writes every edit's folder, a contact sheet, and the mean scores that the documentation quotes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from datasets.labels import LabelSet, read_mask, write_mask
+from dnnlib.errors import user_errors
+from dnnlib.files import read_json, write_json
+from training.editing.session import EditOptions, SourceOptions, open_source, run_edit
+from training.editing.settings import EditSettings
+from training.pictures import sheet, tile, write_png
+from training.scene import class_map
+
+ROOT = Path(__file__).resolve().parents[2]
+Repaint = Callable[[np.ndarray, LabelSet], np.ndarray]  # class map (H, W) uint8 -> the same, repainted
+_TILE = 128
+
+
+@dataclass(frozen=True)
+class Case:
+    """One edit; ``classes`` only where the mask alone does not say what to edit."""
+
+    name: str
+    seed: int
+    repaint: Repaint
+    prompt: str
+    source_prompt: str = "a portrait of a person"
+    classes: tuple[str, ...] = ()
+
+
+def _head(mask: np.ndarray, labels: LabelSet) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """Head without neck (H, W) bool, and top, bottom, left, right of the face in it."""
+    face_names = ("skin", "nose", "left eye", "right eye", "left brow", "right brow", "mouth")
+    face = np.isin(mask, [labels.index(name) for name in face_names])
+    head = face | np.isin(mask, [labels.index(name) for name in ("hair", "hat", "left ear", "right ear")])
+    rows, columns = np.nonzero(face.any(1))[0], np.nonzero(face.any(0))[0]
+    return head, (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
+
+
+def _pixels(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.mgrid[: mask.shape[0], : mask.shape[1]]
+
+
+def hat(mask: np.ndarray, labels: LabelSet) -> np.ndarray:
+    """A crown over the upper head, and a brim as wide as one and a half faces."""
+    head, (top, bottom, left, right) = _head(mask, labels)
+    y, x = _pixels(mask)
+    middle, width, height = (left + right) / 2, right - left, bottom - top
+    line = top + 0.2 * height
+    crown_top = max(1, np.nonzero(head.any(1))[0][0] - 0.1 * height)
+    crown = (np.abs(x - middle) < 0.58 * width) & (y >= crown_top) & (y < line)
+    brim = (np.abs(x - middle) < 0.85 * width) & (y >= line - 0.12 * height) & (y < line)
+    painted = np.where(crown | brim, labels.index("hat"), mask)
+    above = (y < line) & (mask == labels.index("hair")) & ~(crown | brim)
+    return np.where(above, 0, painted).astype(np.uint8)  # no hair stands out beside the crown
+
+
+def long_hair(mask: np.ndarray, labels: LabelSet) -> np.ndarray:
+    """Hair round the head and down to the shoulders, behind face, neck and clothes."""
+    head, (top, bottom, left, right) = _head(mask, labels)
+    y, x = _pixels(mask)
+    width, height = right - left, bottom - top
+    middle = (left + right) / 2
+    curtain = (np.abs(x - middle) < 0.85 * width) & (y > top + 0.2 * height) & (y < bottom + 0.35 * height)
+    around = curtain | _grown(head, 0.08 * width)
+    free = np.isin(mask, [0, *(labels.index(name) for name in ("hat", "left ear", "right ear"))])
+    beside = (mask == labels.index("cloth")) & (np.abs(x - middle) > 0.45 * width)
+    return np.where(around & (free | beside), labels.index("hair"), mask).astype(np.uint8)
+
+
+def big_hair(mask: np.ndarray, labels: LabelSet) -> np.ndarray:
+    """Hair that stands off the head on all sides, an afro."""
+    head, (top, bottom, left, right) = _head(mask, labels)
+    y, x = _pixels(mask)
+    width, height = right - left, bottom - top
+    centre_y = top + 0.25 * height
+    radius = np.hypot((x - (left + right) / 2) / (0.98 * width), (y - centre_y) / (0.75 * height))
+    free = np.isin(mask, [0, *(labels.index(name) for name in ("hat", "left ear", "right ear"))])
+    return np.where((radius < 1) & free, labels.index("hair"), mask).astype(np.uint8)
+
+
+def short_hair(mask: np.ndarray, labels: LabelSet) -> np.ndarray:
+    """Hair only close to the upper half of the face; what it covered is background."""
+    _, (top, bottom, left, right) = _head(mask, labels)
+    y, _ = _pixels(mask)
+    width, height = right - left, bottom - top
+    hair = mask == labels.index("hair")
+    face = (mask != 0) & ~hair & (mask != labels.index("cloth")) & (mask != labels.index("neck"))
+    keep = hair & _grown(face, 0.22 * width) & (y < top + 0.45 * height)
+    return np.where(hair & ~keep, 0, mask).astype(np.uint8)
+
+
+def same(mask: np.ndarray, labels: LabelSet) -> np.ndarray:
+    """The mask as it is: only the look of the named classes is to change."""
+    return mask
+
+
+def _grown(region: np.ndarray, pixels: float) -> np.ndarray:
+    return ndimage.distance_transform_edt(~region) <= pixels
+
+
+CASES = (
+    Case("red-hat", 3, hat, "a person wearing a red hat"),
+    Case("blue-hat", 11, hat, "a person wearing a blue hat"),
+    Case("black-hat", 5, hat, "a man wearing a black hat"),
+    Case("long-blond", 7, long_hair, "a woman with long blond hair"),
+    Case("long-red", 2, long_hair, "a woman with long red hair"),
+    Case("afro", 4, big_hair, "a person with a black afro"),
+    Case("short", 6, short_hair, "a man with short brown hair"),
+    Case("red-hair", 1, same, "a person with red hair", classes=("hair",)),
+    Case("white-hair", 9, same, "an old person with white hair", classes=("hair",)),
+    Case("green-shirt", 8, same, "a person wearing a green shirt", classes=("cloth",)),
+)
+
+
+def run_case(case: Case, network: Path, prior: str, outdir: Path, settings: EditSettings) -> dict:
+    """Repaints, edits, and returns the report's scores."""
+    source_options = SourceOptions(network, case.seed)
+    source = open_source(source_options)
+    outdir.mkdir(parents=True, exist_ok=True)
+    own = class_map(source.view)[0].byte().cpu().numpy()
+    write_mask(outdir / "requested.png", case.repaint(own, source.labels), source.labels)
+    options = EditOptions(
+        mask=outdir / "requested.png",
+        prompt=case.prompt,
+        outdir=outdir,
+        prior=prior,
+        source_prompt=case.source_prompt,
+        classes=case.classes,
+        settings=settings,
+        command=f"python -m training.editing.cases, case {case.name}",
+    )
+    report = run_edit(source_options, options, say=click.echo)
+    return {
+        "case": case.name,
+        "prompt": case.prompt,
+        "mask_iou": report.mask_iou,
+        "psnr_outside_region": report.psnr_outside_region,
+        "seconds": report.seconds["total"],
+    }
+
+
+def contact_sheet(folders: list[Path], labels: LabelSet) -> np.ndarray:
+    """A row per edit: before, its mask, the requested mask, after, its mask, its normals."""
+    rows = []
+    for folder in folders:
+        row = []
+        for name in ("before", "mask_before", "requested", "after", "mask_after", "normals_after"):
+            if name == "requested" or name.startswith("mask"):
+                row.append(
+                    tile(labels.colourise(read_mask(folder / f"{name}.png", labels)), _TILE, nearest=True)
+                )
+            else:
+                row.append(tile(np.asarray(Image.open(folder / f"{name}.png").convert("RGB")), _TILE))
+        rows.append(row)
+    return sheet(rows)
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--outdir", type=click.Path(path_type=Path), default=Path("out/cases"))
+@click.option(
+    "--network", type=click.Path(path_type=Path), default=ROOT / "pretrained/portraits-64.safetensors"
+)
+@click.option("--prior", default=str(ROOT / "pretrained/prior-64"))
+@click.option("--only", help="Names of cases, separated by commas.", show_default="all")
+@click.option("--steps", type=click.IntRange(min=1), default=200)
+@user_errors
+def main(outdir: Path, network: Path, prior: str, only: str | None, steps: int) -> None:
+    """Run the cases that are not done yet, and print all scores and their means."""
+    chosen = [case for case in CASES if only is None or case.name in only.split(",")]
+    scores = []
+    for case in chosen:
+        done = outdir / case.name / "score.json"
+        if not done.exists():
+            score = run_case(case, network, prior, outdir / case.name, EditSettings(steps=steps))
+            write_json(done, score)
+        scores.append(read_json(done))
+        click.echo("  ".join(f"{key} {value}" for key, value in scores[-1].items()))
+    means = {
+        key: float(np.mean([s[key] for s in scores]))
+        for key in ("mask_iou", "psnr_outside_region", "seconds")
+    }
+    write_json(outdir / "scores.json", {"cases": scores, "mean": means})
+    labels = open_source(SourceOptions(network, chosen[0].seed)).labels
+    write_png(outdir / "sheet.png", contact_sheet([outdir / case.name for case in chosen], labels))
+    click.echo(
+        f"mean of {len(scores)}: " + ", ".join(f"{key} {value:.3f}" for key, value in means.items())
+    )
+
+
+if __name__ == "__main__":
+    main()
