@@ -195,9 +195,7 @@ def main(outdir: Path, network: Path, prior: str, only: str | None, steps: int) 
     write_json(outdir / "scores.json", {"cases": scores, "mean": means})
     labels = open_source(SourceOptions(network, chosen[0].seed)).labels
     write_png(outdir / "sheet.png", contact_sheet([outdir / case.name for case in chosen], labels))
-    click.echo(
-        f"mean of {len(scores)}: " + ", ".join(f"{key} {value:.3f}" for key, value in means.items())
-    )
+    click.echo(f"mean of {len(scores)}: " + ", ".join(f"{key} {value:.3f}" for key, value in means.items()))
 
 
 if __name__ == "__main__":
