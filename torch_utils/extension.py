@@ -45,7 +45,7 @@ NATIVE: dict[str, frozenset[str]] = {
     "bias_act": frozenset({"cpu", "cuda"}),
 }
 # Where 'auto' takes the native one: where it was measured and repays the build. bias_act on a CPU does not:
-# leaky ReLU takes 0.5 of the reference's time forwards and 0.9 with its backward, exponentials take four times.
+# leaky ReLU takes 0.5 of the reference's time forwards, 0.9 with its backward; exponentials take four times.
 AUTO: dict[str, frozenset[str]] = {}
 
 
