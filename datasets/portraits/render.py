@@ -151,7 +151,7 @@ class Hits:
     albedo: np.ndarray
 
 
-def _rays(cam2world: np.ndarray, n: int) -> np.ndarray:
+def view_rays(cam2world: np.ndarray, n: int) -> np.ndarray:
     """Unit directions (n, n, 3) in the world of the rays through the middle of n x n cells."""
     centre = ((np.arange(n) + 0.5) / n - 0.5) / FOCAL
     x, y = np.meshgrid(centre, centre)
@@ -161,7 +161,7 @@ def _rays(cam2world: np.ndarray, n: int) -> np.ndarray:
 
 def _first_hits(mi: Any, scene: Any, meshes: list[PreparedMesh], cam2world: np.ndarray, n: int) -> Hits:
     # A loop of single rays is ten times faster here than mitsuba's `aov` integrator in its scalar variant.
-    rays = _rays(cam2world, n)
+    rays = view_rays(cam2world, n)
     origin = mi.Point3f(*map(float, cam2world[:3, 3]))
     order = [shape.id() for shape in scene.shapes()]
     number = {f"part{i:03d}": i for i in range(len(meshes))}
@@ -290,7 +290,7 @@ def _fill_lenses(
     if not portrait.lenses:
         return fine
     n = fine.shape[0]
-    rays = _rays(cam2world, n)
+    rays = view_rays(cam2world, n)
     origin = cam2world[:3, 3]
     through = np.isin(fine, [CLASSES.index("skin"), CLASSES.index("nose")])
     fine = fine.copy()
