@@ -35,7 +35,7 @@ REQUIRES = [
     "ninja>=1.11",  # builds torch_utils/ops/src; without a compiler the reference operations run
 ]
 
-PORTRAITS = ["anny>=0.6,<0.7", "mitsuba>=3.7,<4"]
+PORTRAITS = ["anny>=0.6,<0.7", "mitsuba>=3.9,<4"]
 
 TEST = [
     "pytest>=8",

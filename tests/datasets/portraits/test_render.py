@@ -1,11 +1,7 @@
-"""One small picture, and a small run: classes, alignment, depth, resuming."""
-
-import json
+"""One small picture: classes, alignment, depth."""
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from PIL import Image
 
 pytest.importorskip("mitsuba", reason="needs pip install '.[portraits]'")
 
@@ -79,56 +75,3 @@ def test_rendering_is_deterministic(model, frontal):
     a, picture = frontal
     again = render(model, a, 64, 4)
     assert (again.image == picture.image).all() and (again.mask == picture.mask).all()
-
-
-def test_command_resumes_and_leaves_lost_pictures_out(tmp_path, monkeypatch):
-    from datasets.portraits.__main__ import main
-
-    out = tmp_path / "set"
-    out.mkdir()
-    (out / "lost.json").write_text('{"1": "the worker ended with exit code -11"}')
-    arguments = ["--size", "32", "--samples", "1", "--outdir", str(out), "--workers", "1"]
-    result = CliRunner().invoke(main, ["--count", "2", *arguments])
-    assert result.exit_code == 0, result.output
-    first = out / "images" / "00000" / "img00000000.png"
-    written = first.stat().st_mtime_ns
-    result = CliRunner().invoke(main, ["--count", "3", *arguments])
-    assert result.exit_code == 0, result.output
-    assert first.stat().st_mtime_ns == written
-    index = json.loads((out / "dataset.json").read_text())
-    assert [name for name, _ in index["labels"]] == ["00000/img00000000.png", "00000/img00000002.png"]
-    assert all(len(label) == 25 for _, label in index["labels"])
-    assert set(index["captions"]) == {name for name, _ in index["labels"]}
-    depth = np.asarray(Image.open(out / "depth" / "00000" / "img00000002.png"))
-    assert depth.dtype == np.uint16 and 22500 < depth[16, 16] < 33000
-    result = CliRunner().invoke(main, ["--count", "3", *arguments[:1], "48", *arguments[2:]])
-    assert result.exit_code == 2 and len(result.output.strip().splitlines()) == 1
-
-
-def test_a_dead_worker_costs_one_picture(tmp_path, monkeypatch):
-    import os
-
-    from datasets.portraits import run
-
-    monkeypatch.setattr(run, "_work", _worker_that_dies_at_one)
-    settings = run.Settings(size=32, samples=1, seed=0)
-    complete, lost = run.run(tmp_path, 3, settings, workers=1)
-    assert complete == 2 and list(lost) == ["1"] and "exit code" in lost["1"]
-    assert os.path.exists(tmp_path / "lost.json")
-
-
-def _worker_that_dies_at_one(pipe, settings, outdir):
-    import os
-
-    from datasets.portraits.run import attributes_path
-    from dnnlib.files import write_json
-
-    while True:
-        try:
-            index = pipe.recv()
-        except EOFError:
-            return
-        if index == 1:
-            os._exit(11)
-        write_json(attributes_path(outdir, index), {"camera": [0.0] * 25, "caption": "a man"})
-        pipe.send(None)
