@@ -1,7 +1,7 @@
 """The generator: latent and camera to image, mask, depth, normals (method section 2).
 
-There is one synthesis path, :meth:`Generator.synthesise`; what it computes beyond the picture is asked for with
-:class:`Want`. Editing passes its own field (a blend of two generators) through the same path.
+There is one synthesis path, :meth:`Generator.synthesise`; what it computes beyond the picture is asked for
+with :class:`Want`. Editing passes its own field (a blend of two generators) through the same path.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Want:
 class Rendering:
     """Pictures of N scenes. P classes, H the final and r the raw resolution, F feature channels.
 
-    ``depth`` is the distance along the ray in world units; ``normals`` are the composite of unit normals in view
-    space (x right, y up, z towards the viewer), so shorter than 1 where the ray is not opaque; masks are class
-    scores in about [-1, 1], their argmax over dim 1 is the class map.
+    ``depth`` is the distance along the ray in world units; ``normals`` are the composite of unit normals in
+    view space (x right, y up, z towards the viewer), so shorter than 1 where the ray is not opaque; masks are
+    class scores in about [-1, 1], their argmax over dim 1 is the class map.
     """
 
     image_raw: Tensor  # (N, 3, r, r) in [-1, 1]
@@ -242,7 +242,7 @@ class Generator(nn.Module):
 
 
 def view_space(normals: Tensor, camera: Tensor) -> Tensor:
-    """World directions (N, R, 3) in view space: x right, y up, z towards the viewer (OpenCV's y and z negated)."""
+    """World directions (N, R, 3) in view space: x right, y up, z to the viewer (OpenCV's y and z negated)."""
     cam2world, _ = split_label(camera)
     opencv = normals @ cam2world[:, :3, :3]  # R^T n for row vectors
     return opencv * opencv.new_tensor((1.0, -1.0, -1.0))
