@@ -12,7 +12,7 @@ class EditWeights:
     """Weights of the terms that are summed. Distillation terms have latent units, the others those of their
     losses."""
 
-    distillation: float = 0.3  # both distillation gradients together
+    distillation: float = 0.02  # both distillation gradients together
     geometry: float = 0.3  # share of the normal map's gradient in them; the picture's share is the rest
     mask: float = 1.0  # cross-entropy between the rendered and the requested mask, at M's camera
     image: float = 2.0  # L1 of the picture outside the edit's footprint
