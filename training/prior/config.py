@@ -45,6 +45,7 @@ class AutoencoderConfig:
     latent_channels: int = 4
     kl: float = 1e-5  # weight of the KL divergence, per latent number; the L1 is per pixel and has weight 1
     gradient: float = 1.0  # weight of the multi-scale gradient difference, which keeps edges sharp
+    hue: float = 3.0  # weight of the hue difference over the cells of one latent
     scales: int = 3  # of the gradient difference, each half the size of the one before
     normals_share: float = 0.33  # share of normal maps among the pictures
     time_share: float = 0.36  # of --minutes, when that is given

@@ -1,6 +1,11 @@
 import torch
 
-from training.prior.autoencoder import AutoencoderStage, gradient_difference, kl_divergence
+from training.prior.autoencoder import (
+    AutoencoderStage,
+    gradient_difference,
+    hue_difference,
+    kl_divergence,
+)
 from training.prior.data import read_data
 from training.prior.models import build_parts, words_of
 
@@ -36,3 +41,13 @@ def test_losses_reach_every_weight_and_depend_on_the_generator_alone(tiny_config
     ends = [vae.encoder.conv_in, vae.encoder.conv_out, vae.decoder.conv_in, vae.decoder.conv_out]
     assert all(end.weight.grad.abs().sum() > 0 for end in ends)  # blocks in between start as identities
     assert torch.equal(first["loss"], losses()["loss"])
+
+
+def test_hue_difference_ignores_brightness_and_texture_within_a_cell():
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    stripes = torch.tensor([1.0, -1.0]).repeat(4)[None, None, None, :]
+    assert torch.isclose(hue_difference(x + 0.4, x, cell=4), torch.tensor(0.0), atol=1e-6)
+    assert torch.isclose(hue_difference(x + stripes, x, cell=4), torch.tensor(0.0), atol=1e-6)
+    redder = x + torch.tensor([0.3, 0.0, 0.0])[:, None, None]
+    # the channels are off their mean by 0.2, -0.1 and -0.1
+    assert torch.isclose(hue_difference(redder, x, cell=4), torch.tensor(0.4 / 3), atol=1e-6)
