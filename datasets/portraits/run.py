@@ -49,18 +49,18 @@ def attributes_path(outdir: Path, index: int) -> Path:
     return outdir / "attributes" / f"{stem(index)}.json"
 
 
-def save(outdir: Path, index: int, picture: Picture, record: dict[str, Any]) -> None:
-    """Write one picture's files, the attributes last."""
+def save(outdir: Path, name: str, picture: Picture, record: dict[str, Any]) -> None:
+    """Write one picture's files, the attributes last; `name` is a stem."""
 
     def png(folder: str, values: np.ndarray) -> None:
-        with atomic_path(outdir / folder / f"{stem(index)}.png") as path:
+        with atomic_path(outdir / folder / f"{name}.png") as path:
             Image.fromarray(values).save(path)
 
     png("images", picture.image)
-    write_mask(outdir / "masks" / f"{stem(index)}.png", picture.mask, CLASSES)
+    write_mask(outdir / "masks" / f"{name}.png", picture.mask, CLASSES)
     png("normals", np.round((picture.normals * 0.5 + 0.5) * 255).astype(np.uint8))
     png("depth", np.round(picture.depth / DEPTH_UNIT).astype(np.uint16))
-    write_json(attributes_path(outdir, index), record)
+    write_json(outdir / "attributes" / f"{name}.json", record)
 
 
 def draw(model: HeadModel, settings: Settings, index: int, outdir: Path) -> None:
@@ -68,7 +68,7 @@ def draw(model: HeadModel, settings: Settings, index: int, outdir: Path) -> None
     attributes = sample(settings.seed, index)
     picture = render(model, attributes, settings.size, settings.samples)
     label = [round(float(v), 6) for v in camera_label(attributes)]
-    save(outdir, index, picture, {**attributes.to_json(), "camera": label})
+    save(outdir, stem(index), picture, {**attributes.to_json(), "camera": label})
 
 
 def _work(pipe: multiprocessing.connection.Connection, settings: Settings, outdir: Path) -> None:
