@@ -4,6 +4,16 @@ Nothing is built on import. The first call that wants a native operation builds 
 machine (about half a minute), into ``TORCH_EXTENSIONS_DIR`` or the user's cache, where later processes find
 them. Without a compiler the reference runs, and one warning gives the reason.
 
+What an operation is, and what it does, live in two places:
+
+- its schema, its shapes (fake kernel) and its derivatives are given in Python, beside its reference, by
+  :func:`define` when that module is imported: ``torch.ops.mate3d.NAME`` can be traced before a compiler ran.
+- ``ops/src/NAME.cpp`` only adds kernels, ``TORCH_LIBRARY_IMPL(mate3d, CPU, library)`` and, built with
+  ``MATE3D_CUDA``, the same for CUDA. torch compares their signatures with the schemas when it loads them.
+
+CPU code is compiled for the very processor that builds it, so the name of the cached build holds the
+processor's features: a cache on a shared disk serves different machines side by side.
+
 ``python -m torch_utils.extension --build`` builds ahead of time; ``--compile-cuda`` checks that every kernel
 compiles, which needs nvcc but no GPU.
 """
@@ -20,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -37,6 +47,8 @@ NAME = "mate3d_ops"
 IMPLEMENTATIONS = ("auto", "reference", "native")
 # The last two let the compiler evaluate both sides of a condition, hence several elements at once.
 CXX_FLAGS = ["-O3", "-std=c++20", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
+# All that this processor can do; the first that the compiler knows (Apple's and older ones for ARM lack one).
+PROCESSOR_FLAGS = ("-march=native", "-mcpu=native")
 NVCC_FLAGS = ["-O3", "-std=c++20"]
 ARCHITECTURES = ("7.5", "8.0", "8.9", "9.0", "10.0")  # of the CUDA compilation check
 
@@ -44,21 +56,66 @@ ARCHITECTURES = ("7.5", "8.0", "8.9", "9.0", "10.0")  # of the CUDA compilation 
 NATIVE: dict[str, frozenset[str]] = {
     "bias_act": frozenset({"cpu", "cuda"}),
 }
-# Where 'auto' takes the native one: where it was measured and repays the build. bias_act on a CPU does not:
-# leaky ReLU takes 0.5 of the reference's time forwards, 0.9 with its backward; exponentials take four times.
-AUTO: dict[str, frozenset[str]] = {}
+# Where 'auto' takes the native one, by kind of device, and from how many elements of the largest tensor on:
+# where it was measured and repays the build. bias_act on a CPU does not: leaky ReLU takes 0.5 of the
+# reference's time forwards, 0.9 with its backward; exponentials take four times.
+AUTO: dict[str, Mapping[str, int]] = {}
+
+# Owns the schemas; they last as long as this module.
+_LIBRARY = torch.library.Library("mate3d", "FRAGMENT")
 
 
-def use_native(operation: str, impl: str, device: torch.device) -> bool:
-    """Whether ``operation`` shall run natively on ``device``; if so, it is built and loaded by now."""
+def define(
+    schema: str,
+    fake: Callable,
+    backward: Callable | None = None,
+    setup_context: Callable | None = None,
+) -> Callable:
+    """Makes ``torch.ops.mate3d.NAME`` of a schema ``NAME(Tensor x, ...) -> Tensor`` and returns it.
+
+    fake: the same signature on tensors without data, for shapes, strides and types (``torch.compile``).
+    backward, setup_context: as in ``torch.library.register_autograd``; an operation without them may only be
+    called where nothing needs a gradient, and says so otherwise.
+    Kernels come with the library that :func:`loaded` loads.
+    """
+    name = f"mate3d::{schema[: schema.index('(')]}"
+    torch.library.define(name, schema[schema.index("(") :], lib=_LIBRARY)
+    torch.library.register_fake(name, fake, lib=_LIBRARY)
+    torch.library.register_autograd(
+        name, backward or _not_differentiable(name), setup_context=setup_context, lib=_LIBRARY
+    )
+    return getattr(torch.ops.mate3d, name.removeprefix("mate3d::")).default
+
+
+def _not_differentiable(name: str) -> Callable:
+    def backward(*_: object) -> None:
+        raise NotImplementedError(f"{name} is not differentiable: a derivative of higher order was asked for")
+
+    return backward
+
+
+def use_native(operation: str, impl: str, device: torch.device, elements: int | None = None) -> bool:
+    """Whether ``operation`` shall run natively on ``device``; if so, it is built and loaded by now.
+
+    ``elements``: size of the largest tensor, for 'auto'; without it, size does not matter.
+    """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl is '{impl}'; it must be one of {', '.join(IMPLEMENTATIONS)}")
-    if impl == "reference" or (impl == "auto" and device.type not in AUTO.get(operation, ())):
+    if impl == "reference":
         return False
+    if impl == "auto":
+        least = AUTO.get(operation, {}).get(device.type)
+        if least is None or (elements is not None and elements < least):
+            return False
     if device.type not in NATIVE.get(operation, ()):
         _warn_once(f"there is no native {operation} for {device.type}: its reference runs")
         return False
     return device.type in loaded()
+
+
+# A compiled model takes what holds while it is traced. This is what torch.compiler.assume_constant_result does,
+# which would import the whole compiler.
+use_native._dynamo_marked_constant = True
 
 
 @functools.cache
@@ -104,7 +161,7 @@ def _compile(library: Path, with_cuda: bool) -> None:
         cpp_extension.load(
             NAME,
             [str(path) for path in sources],
-            extra_cflags=[*CXX_FLAGS, *defines, *_late_includes()],
+            extra_cflags=[*CXX_FLAGS, *_processor_flags(), *defines, *_late_includes()],
             extra_cuda_cflags=[*NVCC_FLAGS, *(f"-Xcompiler={flag}" for flag in _late_includes())],
             extra_ldflags=["-fopenmp"],
             build_directory=temporary,
@@ -139,6 +196,16 @@ def compile_cuda(architectures: Sequence[str] = ARCHITECTURES) -> bool:
                 flags = ["-std=c++20", "-O0", "-DMATE3D_CUDA", *torch_headers, *late]
                 fine &= _run([nvcc, *flags, "-c", str(host), "-o", output])
     return fine
+
+
+def _processor_flags() -> list[str]:
+    """Those of PROCESSOR_FLAGS that the compiler takes, one or none."""
+    compiler = _cpp_extension().get_cxx_compiler()
+    for flag in PROCESSOR_FLAGS:
+        command = [compiler, flag, "-x", "c++", "-fsyntax-only", "-"]
+        if subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0:
+            return [flag]
+    return []
 
 
 def _cpp_extension() -> ModuleType:
@@ -179,7 +246,7 @@ def _cache() -> Path:
 
 def _fingerprint(with_cuda: bool) -> str:
     """Changes with everything that the library depends on."""
-    parts = [torch.__version__, platform.machine(), str(with_cuda), *CXX_FLAGS]
+    parts = [torch.__version__, _processor(), str(with_cuda), *CXX_FLAGS, *PROCESSOR_FLAGS]
     if with_cuda:
         parts += [str(torch.version.cuda), os.environ.get("TORCH_CUDA_ARCH_LIST", ""), *NVCC_FLAGS]
         parts += [str(torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())]
@@ -187,6 +254,20 @@ def _fingerprint(with_cuda: bool) -> str:
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _processor() -> str:
+    """What this machine's processor can do, as far as the system tells."""
+    parts = [platform.machine(), torch.backends.cpu.get_cpu_capability()]
+    description = Path("/proc/cpuinfo")
+    if not description.is_file():
+        return " ".join([*parts, platform.processor()])
+    for line in description.read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip().lower() in ("flags", "features", "isa"):  # x86, ARM, RISC-V; the first core's
+            return " ".join([*parts, *sorted(value.split())])
+    return " ".join(parts)
 
 
 @contextmanager

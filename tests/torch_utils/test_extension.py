@@ -47,14 +47,17 @@ def test_auto_follows_the_table(monkeypatch):
     monkeypatch.setattr(extension, "loaded", lambda: frozenset({"cpu"}))
     monkeypatch.setattr(extension, "AUTO", {})
     assert not extension.use_native("bias_act", "auto", CPU)
-    monkeypatch.setattr(extension, "AUTO", {"bias_act": frozenset({"cpu"})})
+    monkeypatch.setattr(extension, "AUTO", {"bias_act": {"cpu": 100}})
     assert extension.use_native("bias_act", "auto", CPU)
+    assert extension.use_native("bias_act", "auto", CPU, 100)
+    assert not extension.use_native("bias_act", "auto", CPU, 99)
+    assert extension.use_native("bias_act", "native", CPU, 99)
     assert not extension.use_native("bias_act", "auto", torch.device("cuda"))
 
 
 def test_auto_takes_only_what_exists():
     for operation, kinds in extension.AUTO.items():
-        assert kinds <= extension.NATIVE[operation]
+        assert kinds.keys() <= extension.NATIVE[operation]
 
 
 def test_unknown_implementation_is_refused():
@@ -108,6 +111,28 @@ def test_changed_sources_are_built_anew(monkeypatch, tmp_path):
     assert before != extension._fingerprint(True)
     (sources / "a.cpp").write_text("two")
     assert before != extension._fingerprint(False)
+
+
+def test_another_processor_never_gets_this_ones_build(monkeypatch):
+    before = extension._fingerprint(False)
+    monkeypatch.setattr(extension, "_processor", lambda: "x86_64 AVX2 avx avx2")
+    assert before != extension._fingerprint(False)
+
+
+def test_a_compiler_that_refuses_the_processor_flags_builds_without(monkeypatch):
+    monkeypatch.setattr(extension, "PROCESSOR_FLAGS", ("-march=abacus", "-O1"))
+    assert extension._processor_flags() == ["-O1"]
+    monkeypatch.setattr(extension, "PROCESSOR_FLAGS", ("-march=abacus",))
+    assert extension._processor_flags() == []
+
+
+def test_a_defined_operation_is_traced_before_it_is_built_and_refuses_a_derivative_it_lacks():
+    operation = extension.define("for_a_test(Tensor x) -> Tensor", fake=torch.empty_like)
+    assert operation(torch.empty(2, 3, device="meta")).shape == (2, 3)
+    torch.library.impl("mate3d::for_a_test", "CPU", torch.clone, lib=extension._LIBRARY)
+    y = operation(torch.ones(2, requires_grad=True))
+    with pytest.raises(NotImplementedError, match="for_a_test is not differentiable"):
+        y.sum().backward()
 
 
 def test_two_processes_build_once(tmp_path):
