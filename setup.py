@@ -35,6 +35,7 @@ REQUIRES = [
     "ninja>=1.11",  # builds torch_utils/ops/src; without a compiler the reference operations run
 ]
 
+DOCS = ["matplotlib>=3.8,<4"]  # python -m training.plot
 PORTRAITS = ["anny>=0.6,<0.7", "mitsuba>=3.9,<4"]
 
 TEST = [
@@ -44,6 +45,7 @@ TEST = [
     "ruff>=0.17,<0.18",  # another minor version formats differently
     "torchmetrics>=1.4,<2",
     "open_clip_torch>=3,<4",
+    *DOCS,
     *PORTRAITS,
 ]
 
@@ -58,5 +60,5 @@ setup(
     packages=[],
     py_modules=[],
     install_requires=REQUIRES,
-    extras_require={"test": TEST, "portraits": PORTRAITS},
+    extras_require={"test": TEST, "portraits": PORTRAITS, "docs": DOCS},
 )
