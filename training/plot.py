@@ -1,7 +1,7 @@
 """Draws learning curves: ``python -m training.plot RUN --out curves.png``.
 
-RUN is the folder of a generator's or a prior's run. One panel per group of curves, one line per curve, phases (or
-stages) one after another; each panel keeps to the quantities that share a scale.
+RUN is the folder of a generator's or a prior's run. One panel per group of curves that share a scale, one
+line per curve, phases (or stages) one after another.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SMOOTH = 5  # log lines of the running median that is drawn over the raw curve
 
 
 def read_run(run: Path) -> list[dict]:
-    """The lines of a run, each with ``kimg`` counted over all phases. Raises UserError when there are none."""
+    """The lines of a run, each with ``kimg`` over all phases. Raises UserError when there are none."""
     lines = curves.read_curves(run / curves.FILE)
     if lines:
         return [{"kimg": line["images"] / 1000, **line} for line in lines]
