@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from datasets.labels import label_set
 from dnnlib.errors import UserError
 
+NO_LABELS = "none"  # the ``labels`` of a generator without parts
+
 
 @dataclass(frozen=True)
 class CameraConfig:
@@ -32,7 +34,7 @@ class CameraConfig:
 class GeneratorConfig:
     """Sizes of the generator. Defaults are those of the published face model."""
 
-    labels: str = "ffhq-mask"  # label set; its length is the number of local SDF heads and mask channels
+    labels: str = "ffhq-mask"  # label set: one local SDF head and mask channel per class; 'none' (EG3D): none
     resolution: int = 512  # side of the final image and mask; = sr_resolution * 2 ** len(sr_channels)
     z_dim: int = 512
     w_dim: int = 512
@@ -48,6 +50,7 @@ class GeneratorConfig:
         "orthogonal"  # 'orthogonal' (xy, xz, yz), or 'published' (xy, xz, zx) for published weights
     )
     marching: str = "published"  # 'published' marches softplus(sigma - 1), 'sigma' marches sigma itself
+    density: str = "sdf"  # 'sdf', or 'direct': the global head gives 10 minus the density (plain EG3D)
     beta: float = 0.1  # width of the SDF-to-density sigmoid
     learn_beta: bool = False  # published: a fixed buffer
     raw_resolution: int = 128  # side of the volume rendering at inference
@@ -58,6 +61,8 @@ class GeneratorConfig:
         256,
         128,
     )  # channels of each super-resolution block; each doubles the side
+    backbone_clamp: float | None = None  # bound of the backbone's activations, where it was trained with one
+    sr_clamp: float | None = None  # the same of the super-resolution; EG3D's trains with 256
     camera: CameraConfig = field(default_factory=CameraConfig)
 
     def __post_init__(self) -> None:
@@ -69,11 +74,12 @@ class GeneratorConfig:
             )
         _one_of("generator.plane_projection", self.plane_projection, ("orthogonal", "published"))
         _one_of("generator.marching", self.marching, ("published", "sigma"))
+        _one_of("generator.density", self.density, ("sdf", "direct"))
 
     @property
     def parts(self) -> int:
         """Number P of classes, background included."""
-        return label_set(self.labels).count
+        return 0 if self.labels == NO_LABELS else label_set(self.labels).count
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,12 @@ class WarmStartConfig:
     mask: float = 0.5  # weight of the cross-entropy of mask and raw mask
     depth: float = 2.0  # weight of the L1 of the depth, foreground only
     normals: float = 0.2  # weight of the L1 of the normals, foreground only
+    keep: float = 0.0  # share of each adversarial batch whose latents are encoded pictures, to be matched ...
+    keep_weight: float = 1.0  # ... with this weight on all of the above, beside the adversarial losses
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.keep <= 1:
+            raise UserError(f"warm_start.keep is {self.keep}; it is a share of the batch, from 0 to 1")
 
 
 @dataclass(frozen=True)

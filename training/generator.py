@@ -84,6 +84,7 @@ class Generator(nn.Module):
             plane_channels_total=3 * config.plane_channels,
             channel_base=config.channel_base,
             channel_max=config.channel_max,
+            conv_clamp=config.backbone_clamp,
         )
         self.mapping = MappingNetwork(
             z_dim=config.z_dim,
@@ -100,6 +101,7 @@ class Generator(nn.Module):
             feature_channels=config.feature_channels,
             beta=config.beta,
             learn_beta=config.learn_beta,
+            direct=config.density == "direct",
         )
         self.superresolution, self.superresolution_semantic = (
             SuperResolution(
@@ -109,7 +111,10 @@ class Generator(nn.Module):
                 input_resolution=config.sr_resolution,
                 channels=config.sr_channels,
                 use_fp16=fp16,
+                conv_clamp=config.sr_clamp,
             )
+            if channels
+            else None
             for channels in (3, self.parts)
         )
 
@@ -160,9 +165,9 @@ class Generator(nn.Module):
             marching=config.marching,
             deterministic=deterministic,
             chunk=chunk,
-            mask=want.mask,
+            mask=want.mask and self.parts > 0,
             normals=want.normals,
-            parts=want.parts,
+            parts=want.parts and self.parts > 0,
             samples=want.samples,
         )
 
@@ -197,7 +202,7 @@ class Generator(nn.Module):
             return raw
         image = self.superresolution(raw.image_raw, raw.features_raw, ws)
         mask = None
-        if want.mask:
+        if want.mask and self.parts:
             # Colour features must not be bent to serve the mask: they enter its super-resolution detached.
             mask = self.superresolution_semantic(raw.mask_raw, raw.features_raw.detach(), ws)
         return replace(raw, image=image, mask=mask)

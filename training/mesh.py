@@ -30,7 +30,8 @@ def extract_mesh(
 
     Args:
         resolution: grid points along each side of the box.
-        background: class whose surface (the wall behind the head) is left out; None keeps everything.
+        background: class whose surface (the wall behind the head) is left out; None keeps everything, and is
+            what a field without parts needs.
 
     Returns:
         World units, y up, faces counter-clockwise from outside, colours of the texture field as rendered.
@@ -46,8 +47,8 @@ def extract_mesh(
     # 'descent' turns the faces outwards here: an SDF is lower inside (the tests measure the volume's sign)
     vertices, faces, _, _ = marching_cubes(volume, 0.0, spacing=(step,) * 3, gradient_direction="descent")
     vertices = vertices.astype(np.float32) - box_warp / 2
-    colours, classes = _look_up(field, torch.from_numpy(vertices).to(device))
-    if background is not None:
+    colours, classes = _look_up(field, torch.from_numpy(vertices).to(device), parts=background is not None)
+    if classes is not None:
         kept = (classes[faces] != background).any(axis=1)
         faces = faces[kept] if kept.any() else faces
     mesh = trimesh.Trimesh(vertices, faces, vertex_colors=colours, process=False)
@@ -61,16 +62,17 @@ def write_mesh(mesh: trimesh.Trimesh, *paths: Path) -> None:
             mesh.export(temporary)
 
 
-def _look_up(field: Field, points: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Colours (V, 4) uint8 and classes (V,) at the vertices."""
+def _look_up(field: Field, points: Tensor, parts: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Colours (V, 4) uint8 and, of a field with parts, classes (V,) at the vertices."""
     colours, classes = [], []
     for chunk in points.split(_CHUNK):
-        values = field.query(chunk[None], colour=True, parts=True)
+        values = field.query(chunk[None], colour=True, parts=parts)
         colours.append(values.colour[0, :, :3])
-        classes.append(values.part_sdf[0].argmin(-1))
+        if parts:
+            classes.append(values.part_sdf[0].argmin(-1))
     rgb = (torch.cat(colours).float() * 255).round().clamp(0, 255).byte().cpu().numpy()
     opaque = np.full((len(rgb), 1), 255, dtype=np.uint8)
-    return np.concatenate([rgb, opaque], axis=1), torch.cat(classes).cpu().numpy()
+    return np.concatenate([rgb, opaque], axis=1), torch.cat(classes).cpu().numpy() if parts else None
 
 
 def _without_specks(mesh: trimesh.Trimesh) -> trimesh.Trimesh:

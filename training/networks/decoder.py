@@ -16,6 +16,7 @@ from training.networks.perceptrons import PartPerceptrons, Perceptron
 # Colour features may leave [0, 1] by this much, so that black and white need no saturated sigmoid.
 _COLOUR_MARGIN = 0.001
 _BETA_FLOOR = 1e-4
+SURFACE_DENSITY = 10.0  # level at which the surface of a plain EG3D generator is usually drawn
 
 
 class TriplaneDecoder(nn.Module):
@@ -29,6 +30,7 @@ class TriplaneDecoder(nn.Module):
         feature_channels: colour features F; the first three are RGB.
         beta: width of the step from empty to full, in world units (see :meth:`density`).
         learn_beta: make beta a parameter; the published models keep it as a buffer.
+        direct: the global head gives the density itself, as ``SURFACE_DENSITY - density`` (plain EG3D).
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class TriplaneDecoder(nn.Module):
         feature_channels: int,
         beta: float = 0.1,
         learn_beta: bool = False,
+        direct: bool = False,
     ) -> None:
         super().__init__()
         self.channels = channels
@@ -47,7 +50,8 @@ class TriplaneDecoder(nn.Module):
         self.feature_channels = feature_channels
         self.texture = Perceptron(channels, width, feature_channels)
         self.shape = Perceptron(channels, width, 1)
-        self.part_shapes = PartPerceptrons(parts, channels, part_width)
+        self.part_shapes = PartPerceptrons(parts, channels, part_width) if parts else None
+        self.direct = direct
         sigmoid_beta = torch.full((1,), float(beta))
         if learn_beta:
             self.sigmoid_beta = nn.Parameter(sigmoid_beta)
@@ -68,6 +72,8 @@ class TriplaneDecoder(nn.Module):
 
     def density(self, sdf: Tensor) -> Tensor:
         """sigma = sigmoid(-s / b) / b with b = |beta| + 1e-4, per world unit of ray length; any shape."""
+        if self.direct:
+            return SURFACE_DENSITY - sdf
         sharpness = 1 / (self.sigmoid_beta.abs() + _BETA_FLOOR)
         return torch.sigmoid(sdf * -sharpness) * sharpness
 

@@ -24,11 +24,12 @@ class SuperResolutionBlock(nn.Module):
         resolution: int,
         img_channels: int,
         use_fp16: bool = False,
+        conv_clamp: float | None = None,
     ) -> None:
-        """``resolution`` is the side of the output."""
+        """``resolution`` is the side of the output; ``conv_clamp`` bounds activations in float32 too."""
         super().__init__()
         self.use_fp16 = use_fp16
-        clamp = FP16_CLAMP if use_fp16 else None
+        clamp = FP16_CLAMP if use_fp16 and conv_clamp is None else conv_clamp
         self.register_buffer("resample_filter", setup_filter(FIR_TAPS))
         self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, up=2, conv_clamp=clamp)
         self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, conv_clamp=clamp)
@@ -55,6 +56,7 @@ class SuperResolution(nn.Module):
         input_resolution: int,
         channels: Sequence[int],
         use_fp16: bool = False,
+        conv_clamp: float | None = None,
     ) -> None:
         super().__init__()
         self.input_resolution = input_resolution
@@ -62,7 +64,9 @@ class SuperResolution(nn.Module):
         resolution = input_resolution
         for index, out_channels in enumerate(channels):
             resolution *= 2
-            block = SuperResolutionBlock(in_channels, out_channels, w_dim, resolution, img_channels, use_fp16)
+            block = SuperResolutionBlock(
+                in_channels, out_channels, w_dim, resolution, img_channels, use_fp16, conv_clamp
+            )
             self.add_module(f"block{index}", block)
             in_channels = out_channels
 

@@ -64,7 +64,7 @@ class PlaneSynthesis(nn.Module):
     """ws (N, num_ws, w_dim) -> texture planes and shape planes, each (N, plane_channels_total, R, R).
 
     Block b4, b8 ... bR, each ``min(channel_base / r, channel_max)`` channels wide. ``fp16_blocks``: how many
-    of the highest resolutions run in float16 where the device is CUDA.
+    of the highest resolutions run in float16 where the device is CUDA; ``conv_clamp`` bounds all activations.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class PlaneSynthesis(nn.Module):
         channel_base: int = 32768,
         channel_max: int = 512,
         fp16_blocks: int = 0,
+        conv_clamp: float | None = None,
     ) -> None:
         super().__init__()
         levels = int(log2(resolution))
@@ -94,7 +95,7 @@ class PlaneSynthesis(nn.Module):
                 res,
                 plane_channels_total,
                 use_fp16=index >= len(self.resolutions) - fp16_blocks,
-                conv_clamp=FP16_CLAMP if fp16_blocks else None,
+                conv_clamp=FP16_CLAMP if fp16_blocks and conv_clamp is None else conv_clamp,
             )
             self.add_module(f"b{res}", block)
             self.num_ws += block.num_conv
