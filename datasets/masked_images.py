@@ -70,6 +70,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    def __getitem__(self, part: slice) -> Batch:
+        """Some of its samples."""
+        some = self._map(lambda tensor: tensor[part])
+        return some if self.caption is None else replace(some, caption=self.caption[part])
+
     def _map(self, function: Any) -> Batch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: function(v) for k, v in tensors.items() if isinstance(v, Tensor)})

@@ -3,6 +3,9 @@
 A step is: the generator's losses; every few steps, the regularisation of its density; then both
 discriminators on the pictures that the generator has just made, which are therefore rendered once; every few
 steps, R1.
+
+After a warm start, a share of the batch can stay reconstructions of its pictures (``warm_start.keep``), as in
+Larsen et al. 2016: their masks and surfaces hold the geometry while the discriminators sharpen all pictures.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from training import augment, losses
 from training.config import TrainConfig
 from training.generator import Want
 from training.phases import Context, Term, geometry_terms, local_batch, passes, total
+from training.reconstruction import Reconstruction
 from training.schedules import Moment, average_decay, moment
 from training.updates import Updater, frozen, update_average
 from training.views import Views, fake_views, prepare, real_views
@@ -52,7 +56,6 @@ class AdversarialPhase:
     """See the module. Losses by name and weight: :class:`training.config.LossConfig`."""
 
     name = "adversarial"
-    extras = ()
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -63,6 +66,8 @@ class AdversarialPhase:
         self.local = local_batch(config.batch, "batch")
         self.steps = 0
         self.strength = augment.Strength(config.augment, context.device)
+        self.reconstruction = Reconstruction(context) if config.warm_start.keep else None
+        self.extras = self.reconstruction.extras if self.reconstruction else ()
         self.deterministic = False  # no random ray samples and noise: for tests that compare batches
         models, guard, betas = context.models, context.guard, config.adam_betas
         self.generator_updater = Updater(
@@ -96,7 +101,7 @@ class AdversarialPhase:
         if images < config.schedule.generator_delay_kimg * 1000:
             fakes = self.generated(scenes, now)
         else:
-            fakes = self._generator_step(scenes, now)
+            fakes = self._generator_step(scenes, now, batch)
         reals = real_views(batch.image, batch.mask, config.generator.parts, now.raw_resolution)
         self.discriminator_gradients(reals, fakes, batch.camera, now)
         self._apply_discriminators()
@@ -110,11 +115,13 @@ class AdversarialPhase:
     def finish(self) -> None:
         pass
 
-    def _generator_step(self, scenes: Scenes, now: Moment) -> list[Views]:
+    def _generator_step(self, scenes: Scenes, now: Moment, batch: Batch) -> list[Views]:
         config, models = self.config, self.context.models
         with frozen(models.discriminator, models.discriminator_mask):
-            fakes = self.generator_gradients(scenes, now)
+            fakes = self.generator_gradients(scenes, now, batch)
             self.generator_updater.apply()
+            if self.reconstruction:
+                self.reconstruction.updater.apply()
         if self._due(config.loss.density_regularisation_every, config.loss.density_regularisation):
             others = draw_scenes(config.generator.z_dim, scenes.camera, now.swap_probability)
             self.density_gradients(others)
@@ -137,19 +144,29 @@ class AdversarialPhase:
             fakes.append(fake_views(rendering))
         return fakes
 
-    def generator_gradients(self, scenes: Scenes, now: Moment) -> list[Views]:
-        """Adds the gradients of the generator's losses; returns what it made, without graph, pass by pass."""
+    def generator_gradients(self, scenes: Scenes, now: Moment, batch: Batch | None = None) -> list[Views]:
+        """Adds the gradients of the generator's losses; returns what it made, without graph, pass by pass.
+
+        ``batch``: the pictures of the scenes' cameras, wanted only where some are to be reconstructed.
+        """
         fakes = []
         for part, share in passes(len(scenes), self.config.batch_per_pass):
-            views, terms = self._generator_terms(scenes[part], now)
+            views, terms = self._generator_terms(scenes[part], now, batch[part] if batch else None)
             (total(terms, self.context.curves) * share).backward()
             fakes.append(views.detach())
         return fakes
 
-    def _generator_terms(self, scenes: Scenes, now: Moment) -> tuple[Views, list[Term]]:
-        models, config = self.context.models, self.config.loss
+    def _generator_terms(
+        self, scenes: Scenes, now: Moment, batch: Batch | None = None
+    ) -> tuple[Views, list[Term]]:
+        models, config, warm_start = self.context.models, self.config.loss, self.config.warm_start
         generator = models.generator
-        ws = generator.map(scenes.z, scenes.conditioning, update_average=True)
+        z, posterior = scenes.z, None
+        if self.reconstruction:
+            kept = batch[: max(1, round(warm_start.keep * len(batch)))]
+            posterior = self.reconstruction.encode(kept)
+            z = torch.cat([posterior.sample(), z[len(kept) :]])
+        ws = generator.map(z, scenes.conditioning, update_average=True)
         noise_mode = "const" if self.deterministic else "random"
         field = generator.field(generator.planes(ws, noise_mode=noise_mode))
         rendering = generator.synthesise(
@@ -157,7 +174,11 @@ class AdversarialPhase:
             scenes.camera,
             field=field,
             raw_resolution=now.raw_resolution,
-            want=Want(samples=True, parts=config.part_colour > 0),
+            want=Want(
+                samples=True,
+                parts=config.part_colour > 0,
+                normals=posterior is not None and warm_start.normals > 0,
+            ),
             deterministic=self.deterministic,
         )
         views = fake_views(rendering)
@@ -171,6 +192,9 @@ class AdversarialPhase:
             terms.append(
                 Term("generator/mask", config.mask_adversarial, losses.generator_adversarial(logits))
             )
+        if posterior is not None:
+            fit = self.reconstruction.terms(rendering, posterior, kept)
+            terms += [Term(term.name, warm_start.keep_weight * term.weight, term.value) for term in fit]
         terms += geometry_terms(config, field, rendering.samples)
         if config.part_colour:
             value = losses.part_colour(rendering.part_images, rendering.image_raw, rendering.mask_raw)
@@ -266,6 +290,7 @@ class AdversarialPhase:
             "steps": self.steps,
             "strength": self.strength.state_dict(),
             "generator_optimiser": self.generator_updater.state_dict(),
+            "encoder_optimiser": self.reconstruction.updater.state_dict() if self.reconstruction else {},
             "discriminator_optimisers": [updater.state_dict() for updater in self.discriminator_updaters],
         }
 
@@ -273,6 +298,8 @@ class AdversarialPhase:
         self.steps = state["steps"]
         self.strength.load_state_dict(state["strength"])
         self.generator_updater.load_state_dict(state["generator_optimiser"])
+        if self.reconstruction:
+            self.reconstruction.updater.load_state_dict(state["encoder_optimiser"])
         for updater, saved in zip(
             self.discriminator_updaters, state["discriminator_optimisers"], strict=True
         ):

@@ -21,6 +21,7 @@ from training.curves import Curves
 from training.field import Field, sdf_gradient
 from training.generator import CAMERA_DIM, Generator
 from training.networks.discriminator import DualDiscriminator
+from training.networks.encoder import Encoder
 from training.rendering.cameras import sample_cameras
 from training.rendering.renderer import RaySamples
 from training.updates import FiniteGuard, Updater, update_average
@@ -36,14 +37,10 @@ class Models:
     average: Generator  # running average of the generator: what is saved and looked at
     discriminator: nn.Module  # of pictures
     discriminator_mask: nn.Module  # of pictures with their masks
+    encoder: Encoder | None = None  # of pictures with their masks to latents; None without a warm start
 
     def named(self) -> dict[str, nn.Module]:
-        return {
-            "generator": self.generator,
-            "average": self.average,
-            "discriminator": self.discriminator,
-            "discriminator_mask": self.discriminator_mask,
-        }
+        return {name: module for name, module in vars(self).items() if module is not None}
 
 
 def build_models(config: TrainConfig, device: torch.device) -> Models:
@@ -64,12 +61,25 @@ def build_models(config: TrainConfig, device: torch.device) -> Models:
         for channels in (3, 3 + config.generator.parts)
     ]
     average = Generator(config.generator).requires_grad_(False).eval()
-    models = Models(generator, average, *discriminators)
+    models = Models(generator, average, *discriminators, _build_encoder(config))
     average.load_state_dict(generator.state_dict())
     for module in models.named().values():
         module.to(device)
         distributed.broadcast_module(module)
     return models
+
+
+def _build_encoder(config: TrainConfig) -> Encoder | None:
+    warm_start, sizes = config.warm_start, config.generator
+    if not warm_start.kimg and not warm_start.keep:
+        return None
+    return Encoder(
+        3 + sizes.parts,
+        sizes.resolution,
+        sizes.z_dim,
+        warm_start.encoder_width,
+        warm_start.encoder_width_max,
+    )
 
 
 @dataclass(frozen=True)

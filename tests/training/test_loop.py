@@ -59,7 +59,7 @@ def test_resumed_adversarial_run_equals_one_that_never_stopped(tiny, tmp_path: P
 
 
 def test_run_resumed_inside_and_across_phases_equals_one_that_never_stopped(tiny, tmp_path: Path):
-    config = tiny("warm_start.kimg=0.012", "warm_start.batch=4", "kimg=0.008")
+    config = tiny("warm_start.kimg=0.012", "warm_start.batch=4", "warm_start.keep=0.5", "kimg=0.008")
     run(config, tmp_path / "whole")
 
     def stop_after(images: int, phase: str, resume: Path | None) -> None:

@@ -1,0 +1,115 @@
+"""What pictures with known surfaces teach directly: an encoder, and the losses of what is rendered.
+
+Generator and encoder are a variational autoencoder: the encoder turns a picture and its mask into a latent,
+the generator renders that latent from the picture's camera, and picture, mask and surface are compared. The
+warm start is made of this alone; adversarial training can keep a share of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from datasets.masked_images import Batch
+from training.generator import Rendering
+from training.networks.encoder import Posterior
+from training.phases import Context, Term
+from training.updates import Updater
+from training.views import one_hot, reduce
+
+_MASK_LOGITS = 5.0  # mask channels lie in [-1, 1]: times this they are the logits of the cross-entropy
+_SCALES = 3  # of the gradient difference: full size, half, quarter
+_FOREGROUND = 0.999  # share of a raw pixel that must be foreground for its depth and normal to count
+BETAS = (0.9, 0.99)  # Adam's, with momentum, unlike the adversarial ones: there is no moving target here
+
+
+class Reconstruction:
+    """The encoder of a run, its optimiser, and the losses; see :class:`training.config.WarmStartConfig`."""
+
+    def __init__(self, context: Context) -> None:
+        self.config = context.config.warm_start
+        self.encoder = context.models.encoder
+        self.parts = context.config.generator.parts
+        self.extras = tuple(kind for kind in ("normals", "depth") if getattr(self.config, kind) > 0)
+        self.updater = Updater(
+            "encoder", self.encoder.parameters(), context.guard, lr=self.config.lr_encoder, betas=BETAS
+        )
+
+    def encode(self, batch: Batch) -> Posterior:
+        """Latents of N pictures with their masks."""
+        classes = one_hot(batch.mask, self.parts)
+        return self.encoder(torch.cat([_picture(batch), classes * 2 - 1], dim=1))
+
+    def terms(self, rendering: Rendering, posterior: Posterior, batch: Batch) -> list[Term]:
+        """What the rendering of the first N latents, the posterior's, lacks to be the batch's N pictures."""
+        config = self.config
+        rendering = _first(rendering, len(batch))
+        classes = one_hot(batch.mask, self.parts)
+        terms = image_terms(config.image, config.perceptual, rendering, _picture(batch))
+        terms.append(Term("fit/divergence", config.divergence, posterior.divergence().mean()))
+        if config.mask:
+            terms.append(Term("fit/mask", config.mask, mask_loss(rendering, classes)))
+        raw_resolution = rendering.image_raw.shape[-1]
+        foreground = reduce(1 - classes[:, :1], raw_resolution)  # (N, 1, r, r)
+        if config.depth:
+            value = depth_loss(rendering.depth, batch.depth, foreground)
+            terms.append(Term("fit/depth", config.depth, value))
+        if config.normals:
+            wanted = reduce(batch.normals, raw_resolution)
+            inside = (foreground > _FOREGROUND).float()
+            value = _mean_where((rendering.normals - wanted).abs(), inside)
+            terms.append(Term("fit/normals", config.normals, value))
+        return terms
+
+
+def _picture(batch: Batch) -> Tensor:
+    return batch.image.float() / 127.5 - 1
+
+
+def _first(rendering: Rendering, count: int) -> Rendering:
+    """The first scenes of a rendering, without their samples."""
+    tensors = {name: x[:count] for name, x in vars(rendering).items() if isinstance(x, Tensor)}
+    return replace(rendering, **tensors, samples=None)
+
+
+def image_terms(weight: float, weight_perceptual: float, rendering: Rendering, image: Tensor) -> list[Term]:
+    """L1 of the picture (N, 3, H, H) and of its raw rendering, and of their gradients at several scales."""
+    raw = reduce(image, rendering.image_raw.shape[-1])
+    difference = (rendering.image - image).abs().mean() + (rendering.image_raw - raw).abs().mean()
+    terms = [Term("fit/image", weight, difference)]
+    if weight_perceptual:
+        terms.append(Term("fit/gradients", weight_perceptual, gradient_difference(rendering.image - image)))
+    return terms
+
+
+def gradient_difference(difference: Tensor) -> Tensor:
+    """Mean absolute difference of neighbouring pixels of (N, 3, H, H), summed over scales."""
+    value = difference.new_zeros(())
+    for scale in range(_SCALES):
+        if scale:
+            difference = functional.avg_pool2d(difference, 2)
+        value = value + difference.diff(dim=2).abs().mean() + difference.diff(dim=3).abs().mean()
+    return value
+
+
+def mask_loss(rendering: Rendering, classes: Tensor) -> Tensor:
+    """Cross-entropy of final and raw mask to one-hot classes (N, P, H, H); raw targets are class shares."""
+    raw = reduce(classes, rendering.mask_raw.shape[-1])
+    final = functional.cross_entropy(_MASK_LOGITS * rendering.mask, classes)
+    return final + functional.cross_entropy(_MASK_LOGITS * rendering.mask_raw, raw)
+
+
+def depth_loss(depth: Tensor, wanted: Tensor, foreground: Tensor) -> Tensor:
+    """L1 in world units of depths (N, 1, r, r) to (N, 1, H, H, 0 = background), where all is foreground."""
+    resolution = depth.shape[-1]
+    known = reduce((wanted > 0).float(), resolution)
+    mean = reduce(wanted, resolution) / known.clamp_min(1e-6)
+    return _mean_where((depth - mean).abs(), ((foreground > _FOREGROUND) & (known > _FOREGROUND)).float())
+
+
+def _mean_where(values: Tensor, inside: Tensor) -> Tensor:
+    """Mean over the pixels (N, 1, r, r) that count."""
+    return (values * inside).sum() / (inside.sum() * values.shape[1]).clamp_min(1)
