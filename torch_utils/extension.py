@@ -55,11 +55,14 @@ ARCHITECTURES = ("7.5", "8.0", "8.9", "9.0", "10.0")  # of the CUDA compilation 
 # Native operations that exist, and for which devices. Others run as references.
 NATIVE: dict[str, frozenset[str]] = {
     "bias_act": frozenset({"cpu", "cuda"}),
+    "fused_mlp": frozenset({"cpu"}),
 }
 # Where 'auto' takes the native one, by kind of device, and from how many elements of the largest tensor on:
 # where it was measured and repays the build. bias_act on a CPU does not: leaky ReLU takes 0.5 of the
 # reference's time forwards, 0.9 with its backward; exponentials take four times.
-AUTO: dict[str, Mapping[str, int]] = {}
+AUTO: dict[str, Mapping[str, int]] = {
+    "fused_mlp": {"cpu": 1 << 18},  # hidden values
+}
 
 # Owns the schemas; they last as long as this module.
 _LIBRARY = torch.library.Library("mate3d", "FRAGMENT")

@@ -1,0 +1,188 @@
+"""fused_mlp: values and derivatives of both implementations against the equations, in plain PyTorch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from torch_utils import extension
+from torch_utils.ops import fused_mlp as module
+from torch_utils.ops.fused_mlp import fused_mlp
+
+BOTH = ("reference", "native")
+
+
+def by_the_equations(x, weight1, bias1, weight2, bias2):
+    hidden = functional.softplus(torch.einsum("...c,pkc->...pk", x, weight1) + bias1)
+    return (torch.einsum("...pk,pok->...po", hidden, weight2) + bias2).flatten(-2)
+
+
+def inputs(points=5, channels=3, heads=2, width=4, outputs=1, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (
+        (points, channels),
+        (heads, width, channels),
+        (heads, width),
+        (heads, outputs, width),
+        (heads, outputs),
+    )
+    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+def derivatives(function, arguments):
+    """Value, gradients, and the gradient of the eikonal loss."""
+    x = arguments[0]
+    y = function(*arguments)
+    cotangent = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+    first = torch.autograd.grad(y, arguments, cotangent, create_graph=True)
+    slope = torch.autograd.grad(y.square().sum(), x, create_graph=True)[0]
+    second = torch.autograd.grad((slope.norm(dim=-1) - 1).square().sum(), arguments)
+    return [y, *first, *second]
+
+
+def relative(found, expected):
+    """Largest error of each tensor, relative to its largest value, or to 1 where sums cancel."""
+    return max(
+        ((a - b).abs().max() / b.abs().max().clamp_min(1)).item()
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK_CPU", 1)  # blocks of 64 points, their smallest size
+
+
+def test_native_is_there():
+    assert extension.use_native("fused_mlp", "native", torch.device("cpu"))
+
+
+def test_softplus_agrees_with_torch_everywhere():
+    x = torch.tensor([-1e4, -100.0, -20.0, -1.0, 0.0, 1.0, 20.0, 79.9, 80.1, 1e4, torch.inf, -torch.inf])
+    x = torch.cat([x, torch.linspace(-30, 90, 1000)])
+    # 1 + exp(x) is rounded to float32's 6e-8; relative to torch's own rounding where x is large
+    torch.testing.assert_close(module.softplus(x), functional.softplus(x), atol=1e-6, rtol=1e-6)
+    assert module.softplus(torch.tensor([torch.nan])).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_native_softplus_and_sigmoid_are_exact_to_the_last_digits(dtype):
+    x = torch.tensor([-1e4, -86.0, -20.0, -1.0, -1e-6, 0.0, 1e-6, 1.0, 20.0, 100.0, 1e4], dtype=dtype)
+    x = torch.cat([x, torch.linspace(-30, 30, 5000, dtype=dtype)])[:, None].requires_grad_()
+    one, zero = torch.ones(1, 1, 1, dtype=dtype), torch.zeros(1, 1, dtype=dtype)
+    y = fused_mlp(x, one, zero, one, zero, impl="native")
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    exact = x.detach().double()
+    # log(1 + e) and 1 / (1 + e) by polynomials: 3e-7 of the value; exp(-87) stands for all that is smaller
+    close = {"rtol": 3e-7 if dtype is torch.float32 else 1e-14, "atol": 1e-37}
+    expected = torch.where(exact > 0, exact, 0) + torch.log1p(torch.exp(-exact.abs()))
+    torch.testing.assert_close(y.double(), expected, **close)
+    torch.testing.assert_close(slope.double(), torch.sigmoid(exact), **close)
+
+
+def test_undefined_and_infinite_points():
+    arguments = inputs(points=4, dtype=torch.float32)
+    x = arguments[0].detach()
+    x[1, 0], x[2, 0] = torch.nan, torch.inf
+    for impl in BOTH:
+        y = fused_mlp(x, *arguments[1:], impl=impl)
+        assert y[1].isnan().all() and y[[0, 3]].isfinite().all()
+        torch.testing.assert_close(y[[0, 3]], by_the_equations(x[[0, 3]], *arguments[1:]))
+
+
+@pytest.mark.parametrize("impl", BOTH)
+@pytest.mark.parametrize("points", [0, 1, 11, 64, 300])
+@pytest.mark.parametrize(("heads", "outputs"), [(1, 1), (5, 1), (1, 3), (2, 3)])
+def test_derivatives_equal_the_equations(impl, points, heads, outputs, small_blocks):
+    arguments = inputs(points, 7, heads, 3, outputs)
+    found = derivatives(lambda *each: fused_mlp(*each, impl=impl), arguments)
+    expected = derivatives(by_the_equations, arguments)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    points=st.integers(0, 600),
+    channels=st.integers(1, 40),
+    heads=st.integers(1, 4),
+    width=st.integers(1, 40),
+    outputs=st.integers(1, 20),
+    seed=st.integers(0, 99),
+)
+def test_any_shape_in_float32(points, channels, heads, width, outputs, seed):
+    exact = inputs(points, channels, heads, width, outputs, seed=seed)
+    rounded = [each.detach().float().requires_grad_() for each in exact]
+    found = derivatives(lambda *each: fused_mlp(*each, impl="native"), rounded)
+    if points:  # sums of up to 600 points in float32
+        assert relative(found, derivatives(by_the_equations, exact)) < 1e-4
+    assert [each.shape for each in found] == [each.shape for each in derivatives(by_the_equations, exact)]
+
+
+@pytest.mark.parametrize("impl", BOTH)
+@pytest.mark.parametrize(("heads", "outputs"), [(3, 1), (2, 2)])
+def test_gradcheck(impl, heads, outputs, small_blocks):
+    arguments = inputs(70, 2, heads, 3, outputs)
+
+    def function(*each):
+        return fused_mlp(*each, impl=impl)
+
+    assert torch.autograd.gradcheck(function, arguments, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, arguments, fast_mode=True)
+
+
+@pytest.mark.parametrize("impl", BOTH)
+def test_frozen_weights_still_pass_the_gradient_on(impl, small_blocks):
+    x, *parameters = inputs(100)
+    frozen = [each.detach() for each in parameters]
+    (found,) = torch.autograd.grad(fused_mlp(x, *frozen, impl=impl).sum(), x)
+    (expected,) = torch.autograd.grad(by_the_equations(x, *parameters).sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
+def test_any_layout():
+    x, weight1, bias1, weight2, bias2 = inputs(40, 6, 2, 4, 3)
+    turned = [
+        x.T.contiguous().T,
+        weight1.mT.contiguous().mT,
+        bias1.T.contiguous().T,
+        weight2.mT.contiguous().mT,
+    ]
+    torch.testing.assert_close(
+        fused_mlp(turned[0].view(5, 8, 6), *turned[1:], bias2, impl="native").flatten(0, 1),
+        by_the_equations(x, weight1, bias1, weight2, bias2),
+    )
+
+
+def test_threads_do_not_change_the_result():
+    arguments = inputs(20000, 8, 2, 8, dtype=torch.float32)
+    results = []
+    for threads in (1, 2):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        results.append(derivatives(lambda *each: fused_mlp(*each, impl="native"), arguments))
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_other_types_run_as_references():
+    arguments = [each.detach().bfloat16() for each in inputs()]
+    assert fused_mlp(*arguments, impl="native").dtype is torch.bfloat16
+
+
+def test_operations_are_well_defined():
+    arguments = inputs(9)
+    detached = [each.detach() for each in arguments]
+    grad, direction = torch.randn(9, 2, dtype=torch.float64), torch.randn(9, 3, dtype=torch.float64)
+    assert extension.use_native("fused_mlp", "native", torch.device("cpu"))
+    torch.library.opcheck(torch.ops.mate3d.fused_mlp, tuple(arguments))
+    for weights in (True, False):
+        torch.library.opcheck(
+            torch.ops.mate3d.fused_mlp_gradient, (grad.requires_grad_(), *arguments[:4], weights)
+        )
+        torch.library.opcheck(
+            torch.ops.mate3d.fused_mlp_second, (direction, grad.detach(), *detached[:4], weights)
+        )
