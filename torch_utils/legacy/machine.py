@@ -163,8 +163,7 @@ class _Machine:
         self.text_left -= len(raw)
         if self.text_left < 0:
             raise MalformedPickle("it has more text than any model needs")
-        errors = "surrogatepass" if encoding == "utf-8" else "strict"
-        return codecs.decode(raw, encoding, errors)
+        return _DECODE[encoding](raw)[0]
 
     # the stack
 
@@ -350,6 +349,12 @@ def _safe_key(key: Any) -> Any:
     return OpaqueKey(key)
 
 
+# by name, the first use would import the codec
+_DECODE: dict[str, Callable[[Any], tuple[str, int]]] = {
+    "utf-8": lambda raw: codecs.utf_8_decode(raw, "surrogatepass", True),
+    "latin-1": codecs.latin_1_decode,
+    "raw-unicode-escape": codecs.raw_unicode_escape_decode,
+}
 _STOP = ord(".")
 _M = _Machine
 _OPCODES: dict[int, Callable[[_Machine], None]] = {
