@@ -59,26 +59,42 @@ class PortraitSet:
 
 
 def read_set(
-    folder: Path | str, labels: str, resolution: int, *, surface: bool = False, records: bool = False
+    folder: Path | str,
+    labels: str,
+    resolution: int,
+    *,
+    masks: Path | str | None = None,
+    depth: bool = False,
+    normals: bool = False,
+    records: bool = False,
+    share: float = 1.0,
+    at_least: int = 0,
 ) -> PortraitSet:
-    """Reads a portrait set, on request with depth and normals (``surface``) and attributes (``records``)."""
-    extras = ("caption", "depth", "normals") if surface else ("caption",)
-    data = MaskedImages(folder, None, labels, resolution, extras=extras)
-    samples = [data[i] for i in range(len(data))]
+    """Reads a portrait set, on request with depth, normals and attributes (``records``).
+
+    Args:
+        masks: where they are when not beside the images.
+        share: only so much of the set, at its end; but ``at_least`` so many pictures where it has them.
+    """
+    surface = [name for name, wanted in (("depth", depth), ("normals", normals)) if wanted]
+    data = MaskedImages(folder, masks, labels, resolution, extras=("caption", *surface))
+    first = max(0, len(data) - max(at_least, round(share * len(data))))
+    samples = [data[i] for i in range(first, len(data))]
+    names = data.names[first:]
 
     def stack(name: str) -> Tensor:
         return torch.stack([torch.as_tensor(getattr(sample, name)) for sample in samples])
 
     return PortraitSet(
-        names=data.names,
+        names=names,
         images=stack("image"),
         masks=stack("mask"),
         cameras=stack("camera"),
         mirror=torch.from_numpy(data.labels.mirror_permutation()).long(),
         captions=[sample.caption or "" for sample in samples],
-        records=[_record(Path(folder), name) for name in data.names] if records else [{}] * len(samples),
-        depth=stack("depth") if surface else None,
-        normals=stack("normals") if surface else None,
+        records=[_record(Path(folder), name) for name in names] if records else [{}] * len(samples),
+        depth=stack("depth") if depth else None,
+        normals=stack("normals") if normals else None,
     )
 
 

@@ -16,7 +16,7 @@ from training.scene import device_of
 from training.updates import FiniteGuard
 
 _BATCH = 8
-_UNTRAINED_STEPS = 100  # of the sphere initialisation: spheres are there after some tens
+_UNTRAINED_STEPS = 60  # of the sphere initialisation: spheres are there after some tens
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def untrained_generator(config: GeneratorConfig, seed: int = 0, steps: int = _UN
     """What training starts from: fresh weights whose signed distances are those of a sphere."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        sphere = SphereConfig(steps=steps, batch=4, points=1024)
+        sphere = SphereConfig(steps=steps, batch=2, points=1024)
         run = TrainConfig(generator=config, sphere=sphere)
         device = torch.device("cpu")
         context = Context(run, build_models(run, device), Curves(), FiniteGuard(steps), device)

@@ -1,0 +1,119 @@
+"""What ``evaluate.py edits`` does, apart from its command line: the fixed cases, one folder each, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets.labels import LabelSet
+from dnnlib import config as config_files
+from dnnlib.errors import UserError
+from dnnlib.files import read_json, write_json
+from training.editing.cases import Case, contact_sheet, run_case
+from training.editing.export import digest
+from training.editing.settings import EditSettings
+from training.metrics.edit_cases import FIXED_CASES
+from training.metrics.edits import EditJudges, means, score_folder
+from training.metrics.tables import finite
+from training.pictures import write_png
+
+Say = Callable[[str], None]
+_SCORES = "scores.json"  # of a case, in its folder; written last, so a case that has it is done
+_RUN = "edits.json"  # in the folder of all
+
+
+@dataclass(frozen=True)
+class EditRun:
+    """Which edits, with what, and where to."""
+
+    network: Path
+    prior: str
+    outdir: Path
+    settings: EditSettings
+    device: str = "cpu"
+
+
+def chosen_cases(text: str | None) -> list[Case]:
+    """'0-9', '3,7-8' or names ('hat-red,bald-1') of the fixed list; None: all."""
+    if text is None:
+        return list(FIXED_CASES)
+    names = {case.name: number for number, case in enumerate(FIXED_CASES)}
+    found: list[int] = []
+    for part in (word.strip() for word in text.split(",")):
+        if part in names:
+            found.append(names[part])
+            continue
+        first, _, last = part.partition("-")
+        if not (first.isdigit() and (last or first).isdigit()):
+            raise UserError(f"--cases '{text}': '{part}' is neither a number as 3 or 0-9 nor a case's name")
+        numbers = range(int(first), int(last or first) + 1)
+        if not numbers or numbers[-1] >= len(FIXED_CASES):
+            raise UserError(f"--cases '{text}': the cases are 0 to {len(FIXED_CASES) - 1}")
+        found += numbers
+    return [FIXED_CASES[number] for number in dict.fromkeys(found)]
+
+
+def evaluate_edits(run: EditRun, cases: Sequence[Case], labels: LabelSet, say: Say = print) -> dict[str, Any]:
+    """Runs and scores the cases that are not done, and returns the means over all that are, and each of them.
+
+    A case that cannot be run (a portrait without the parts that it repaints) is a failure with its reason.
+    """
+    _check_folder(run)
+    judges = EditJudges.load(run.device)
+    for number, case in enumerate(cases):
+        folder = run.outdir / case.name
+        if (folder / _SCORES).exists():
+            continue
+        say(f"{number + 1} of {len(cases)}: {case.name} (seed {case.seed}), {case.prompt}")
+        write_json(folder / _SCORES, finite(_one(run, case, folder, judges)))
+    done = {case.name: run.outdir / case.name for case in FIXED_CASES}
+    done = {name: folder for name, folder in done.items() if (folder / _SCORES).exists()}
+    results = {name: read_json(folder / _SCORES) for name, folder in done.items()}
+    whole = [folder for name, folder in done.items() if "edit" in results[name]]
+    if whole:
+        write_png(run.outdir / "sheet.png", contact_sheet(whole, labels))
+    return summary(results)
+
+
+def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Means by source over the cases that ran; in 'edit' a failed case has no success either."""
+    ran = [result for result in results.values() if "edit" in result]
+    failed = len(results) - len(ran)
+    found: dict[str, Any] = {}
+    for source in ("edit", "unedited", "other"):
+        if ran:
+            found[source] = {"cases": len(ran), **means([result[source] for result in ran])}
+    if ran and failed:
+        found["edit"]["success"] *= len(ran) / len(results)
+        found["edit"]["failed"] = failed
+    return {"mean": found, "cases": results}
+
+
+def _one(run: EditRun, case: Case, folder: Path, judges: EditJudges) -> dict[str, Any]:
+    about = {"case": case.name, "seed": case.seed, "prompt": case.prompt}
+    try:
+        run_case(case, run.network, run.prior, folder, run.settings)
+    except (UserError, IndexError) as error:  # no face: nothing to measure a hat by
+        return {**about, "error": str(error)}
+    return {**about, **score_folder(folder, judges, run.device)}
+
+
+def _check_folder(run: EditRun) -> None:
+    """One folder holds the edits of one network, prior and configuration."""
+    wanted = {
+        "network_sha256": digest(run.network),
+        "prior": Path(run.prior).name,
+        "settings": config_files.to_dict(run.settings),
+    }
+    path = run.outdir / _RUN
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    found = read_json(path)
+    differs = [name for name in wanted if found.get(name) != wanted[name]]
+    if differs:
+        raise UserError(
+            f"{run.outdir} holds edits with another {differs[0].removesuffix('_sha256')}: give another --outdir"
+        )
