@@ -6,6 +6,8 @@ instead of the pictures, so that any feature network serves and is evaluated onc
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,7 +41,9 @@ def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int = 50, most: int 
     just below, for equal distributions. The same subsets every time.
     """
     size = min(most, max(2, int(0.9 * min(len(real), len(fake)))))
-    metric = KernelInceptionDistance(feature=_Given(real.shape[1]), subsets=subsets, subset_size=size)
+    with warnings.catch_warnings():  # that it keeps all features is what we are here for
+        warnings.simplefilter("ignore", UserWarning)
+        metric = KernelInceptionDistance(feature=_Given(real.shape[1]), subsets=subsets, subset_size=size)
     metric.update(real.double().cpu(), real=True)
     metric.update(fake.double().cpu(), real=False)
     with torch.random.fork_rng(devices=()):

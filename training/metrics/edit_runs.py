@@ -1,4 +1,4 @@
-"""What ``evaluate.py edits`` does, apart from its command line: the fixed cases, one folder each, resumable."""
+"""What ``evaluate.py edits`` does, apart from its command line: the fixed cases, a folder each, resumable."""
 
 from __future__ import annotations
 
@@ -115,5 +115,6 @@ def _check_folder(run: EditRun) -> None:
     differs = [name for name in wanted if found.get(name) != wanted[name]]
     if differs:
         raise UserError(
-            f"{run.outdir} holds edits with another {differs[0].removesuffix('_sha256')}: give another --outdir"
+            f"{run.outdir} holds edits with another {differs[0].removesuffix('_sha256')}: "
+            "give another --outdir"
         )
