@@ -205,9 +205,7 @@ class Trainer:
         self.context.guard.count = state["nonfinite"]
         for name, module in self.context.models.named().items():
             _load(module, state["models"][name], path)
-        self._enter_phase()
-        if PHASES[self.progress.phase] == state["phase_name"]:
-            self.phase.load_state_dict(state["phase"])
+        self._reenter_phase(state["phase"])
         if len(state["random"]) == distributed.world_size():
             snapshots.set_random_state(state["random"][distributed.rank()])
         elif distributed.is_main():
@@ -223,6 +221,17 @@ class Trainer:
         for module in (self.context.models.generator, self.context.models.average):
             _load(module, tensors, source)
         self.progress.phase = PHASES.index("adversarial")
+        self._enter_phase()
+
+    def _reenter_phase(self, state: dict) -> None:
+        """The phase that a run was stopped in; if that was at its very end, the next one."""
+        phase = self._build_phase(PHASES[self.progress.phase])
+        if phase is not None:
+            phase.load_state_dict(state)
+            if self.progress.images < phase.length or self._in_last_phase():
+                self.phase = phase
+                return
+            phase.finish()
         self._enter_phase()
 
     def _enter_phase(self) -> None:

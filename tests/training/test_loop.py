@@ -91,6 +91,15 @@ def test_run_resumed_inside_and_across_phases_equals_one_that_never_stopped(tiny
     assert_same_state(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_run_resumed_from_the_last_step_of_a_phase_equals_one_that_never_stopped(tiny, tmp_path: Path):
+    config = tiny("warm_start.kimg=0.012", "warm_start.batch=4", "kimg=0.008", "snapshot_kimg=0.012")
+    run(config, tmp_path / "whole")
+    state = min(snapshots.find_states(tmp_path / "whole"))  # written before the warm start was finished
+    assert Trainer(config, tmp_path, CPU, state).progress.total == 12
+    run(config, tmp_path / "parts", resume=state)
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_time_limit_ends_the_run_in_good_order(tiny, tmp_path: Path):
     trainer = Trainer(tiny(), tmp_path, CPU)
     assert not trainer.run(minutes=0)
