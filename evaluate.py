@@ -87,7 +87,7 @@ def quality(
     """Pictures against true ones (FID, KID, precision, recall, SWD), and masks against the pictures."""
     watch, device = Stopwatch(), choose_device(device)
     generator = Generator.load(network, device)
-    halves = evaluation.true_halves(data, masks, generator, held_out)
+    halves = evaluation.true_halves(data, masks, generator.config, held_out)
     networks = evaluation.judges(features, generator.config.labels, device, click.echo)
     scores = evaluation.evaluate_quality(
         generator,

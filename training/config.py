@@ -215,6 +215,7 @@ class TrainConfig:
     log_kimg: float = 1.0  # learning curves
     image_kimg: float = 10.0  # grids of image, mask, normals and depth
     snapshot_kimg: float = 50.0  # resumable state and generator
+    metrics_kimg: float = 0.0  # scores of evaluate.py quality among the curves; 0: never
     max_nonfinite: int = 10  # steps with non-finite gradients after which the run stops
 
 

@@ -74,6 +74,7 @@ class Trainer:
             self.outdir.mkdir(parents=True, exist_ok=True)
             config_files.save(self.config, self.outdir / CONFIG_FILE)
         self.writer = CurveWriter(self.outdir, self.progress.total) if main else None
+        self._scores = None
         self._since = (time.monotonic(), self.progress.total)
         saved_at = None
         with StopSignals(minutes, self.device) as stop:
@@ -116,6 +117,8 @@ class Trainer:
                     self._write_line(bar)
                 if self._crossed(self.config.image_kimg):
                     self._write_grid()
+                if self.config.metrics_kimg and self._crossed(self.config.metrics_kimg):
+                    self._write_metrics()
                 yield
 
     def _count(self) -> None:
@@ -172,6 +175,18 @@ class Trainer:
         if distributed.is_main():
             path = self.outdir / f"grid-{self.progress.total // 1000:06d}.png"
             snapshots.write_grid(path, self.context.models.average, self.scenes)
+
+    def _write_metrics(self) -> None:
+        """What ``evaluate.py quality`` says of the average now, among the curves."""
+        if self.writer is None:
+            return
+        if self._scores is None:
+            # its packages take longer to import than all others together, and few runs want it
+            from training.metrics.evaluation import TrainingScores
+
+            self._scores = TrainingScores(self.config)
+        values = self._scores(self.context.models.average)
+        self.writer.write(self.progress.total, {"phase": self.phase.name, **values})
 
     def save(self) -> dict:
         """Writes the generator and the state to resume from; returns the progress that they stand for."""

@@ -14,7 +14,7 @@ import torch
 from datasets.labels import label_set
 from datasets.portraits import BUNDLED, BUNDLED_VIEWS
 from dnnlib.errors import UserError
-from training.config import GeneratorConfig
+from training.config import GeneratorConfig, TrainConfig
 from training.generator import Generator
 from training.metrics.features import FeatureNetwork, feature_network
 from training.metrics.fitting import Fit, inversion_error
@@ -63,10 +63,9 @@ def judges(features: str, labels: str, device: str = "cpu", say: Say = print) ->
 
 
 def true_halves(
-    folder: Path | str, masks: Path | str | None, generator: Generator, held_out: float = HELD_OUT
+    folder: Path | str, masks: Path | str | None, config: GeneratorConfig, held_out: float = HELD_OUT
 ) -> tuple[PortraitSet, PortraitSet]:
     """The held-out end of a data set in two halves of equal size: to compare with, and to be compared."""
-    config = generator.config
     pictures = read_set(
         folder, config.labels, config.resolution, masks=masks, share=held_out, at_least=FEWEST
     )
@@ -195,9 +194,15 @@ def curves(score: Quality) -> dict[str, float]:
     return {f"metrics/{name}": value for name, value in values.items()}
 
 
-def training_scores(
-    generator: Generator, true: PortraitSet, networks: Judges, seed: int = 0
-) -> dict[str, float]:
-    """What a run writes to its curves every ``metrics_kimg``. Leaves the run's random numbers alone."""
-    with torch.random.fork_rng():
-        return curves(generator_quality(generator, true, networks, seed=seed))
+class TrainingScores:
+    """What a run writes to its curves every ``metrics_kimg``: the scores of ``evaluate.py quality``."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        data, sizes = config.data, config.generator
+        self.true, _ = true_halves(data.images, data.masks or None, sizes)
+        self.judges = judges("auto", sizes.labels)
+
+    def __call__(self, generator: Generator) -> dict[str, float]:
+        """On the generator's device; the run's random numbers are left alone."""
+        with torch.random.fork_rng():
+            return curves(generator_quality(generator, self.true, self.judges))
