@@ -25,6 +25,8 @@ REQUIRES = [
     "diffusers>=0.40,<0.50",
     "transformers>=5,<6",
     "accelerate>=1.2,<2",  # diffusers loads models without a second copy in memory through it
+    "open_clip_torch>=3,<4",
+    "torchmetrics>=1.4,<2",
     "tqdm>=4.66",
     "tensorboard>=2.16",
     "imageio>=2.34",
@@ -37,14 +39,13 @@ REQUIRES = [
 
 DOCS = ["matplotlib>=3.8,<4"]  # python -m training.plot
 PORTRAITS = ["anny>=0.6,<0.7", "mitsuba>=3.9,<4"]
+INCEPTION = ["torch-fidelity>=0.3,<1"]  # evaluate.py --features inception
 
 TEST = [
     "pytest>=8",
     "pytest-timeout>=2.3",
     "hypothesis>=6.100",
     "ruff>=0.17,<0.18",  # another minor version formats differently
-    "torchmetrics>=1.4,<2",
-    "open_clip_torch>=3,<4",
     *DOCS,
     *PORTRAITS,
 ]
@@ -60,5 +61,5 @@ setup(
     packages=[],
     py_modules=[],
     install_requires=REQUIRES,
-    extras_require={"test": TEST, "portraits": PORTRAITS, "docs": DOCS},
+    extras_require={"test": TEST, "portraits": PORTRAITS, "docs": DOCS, "inception": INCEPTION},
 )

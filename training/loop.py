@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -74,7 +74,7 @@ class Trainer:
             self.outdir.mkdir(parents=True, exist_ok=True)
             config_files.save(self.config, self.outdir / CONFIG_FILE)
         self.writer = CurveWriter(self.outdir, self.progress.total) if main else None
-        self._scores = None
+        self._scores = self._open_scores() if main and self.config.metrics_kimg else None
         self._since = (time.monotonic(), self.progress.total)
         saved_at = None
         with StopSignals(minutes, self.device) as stop:
@@ -117,8 +117,9 @@ class Trainer:
                     self._write_line(bar)
                 if self._crossed(self.config.image_kimg):
                     self._write_grid()
-                if self.config.metrics_kimg and self._crossed(self.config.metrics_kimg):
-                    self._write_metrics()
+                if self._scores and self._crossed(self.config.metrics_kimg):
+                    scores = self._scores(self.context.models.average)
+                    self.writer.write(self.progress.total, {"phase": self.phase.name, **scores})
                 yield
 
     def _count(self) -> None:
@@ -176,17 +177,12 @@ class Trainer:
             path = self.outdir / f"grid-{self.progress.total // 1000:06d}.png"
             snapshots.write_grid(path, self.context.models.average, self.scenes)
 
-    def _write_metrics(self) -> None:
-        """What ``evaluate.py quality`` says of the average now, among the curves."""
-        if self.writer is None:
-            return
-        if self._scores is None:
-            # its packages take longer to import than all others together, and few runs want it
-            from training.metrics.evaluation import TrainingScores
+    def _open_scores(self) -> Callable[[generators.Generator], dict[str, float]]:
+        """What ``evaluate.py quality`` says of a generator. What it lacks, it says before the run begins."""
+        # its packages take longer to import than all others together, and few runs want it
+        from training.metrics.evaluation import TrainingScores
 
-            self._scores = TrainingScores(self.config)
-        values = self._scores(self.context.models.average)
-        self.writer.write(self.progress.total, {"phase": self.phase.name, **values})
+        return TrainingScores(self.config)
 
     def save(self) -> dict:
         """Writes the generator and the state to resume from; returns the progress that they stand for."""
