@@ -26,7 +26,11 @@ _FILE = click.Path(path_type=Path)
 @click.option("--prompt", help="What the edited portrait should show.")
 @click.option("--outdir", type=_FILE, default=Path("out/edit"), help="Folder for the results.")
 @click.option(
-    "--network", type=_FILE, default=NETWORK, help="Generator (.safetensors).", show_default="bundled"
+    "--network",
+    type=_FILE,
+    default=NETWORK,
+    help="Generator: .safetensors, a published .pkl, a run folder, or a Hub name OWNER/REPO/FILE.",
+    show_default="bundled",
 )
 @click.option("--prior", help="Diffusion prior: a diffusers folder or a Hub name.", show_default="bundled")
 @click.option("--controlnet", help="ControlNet trained on masks, when the prior's folder has none.")

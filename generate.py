@@ -20,7 +20,7 @@ NETWORK = Path(__file__).resolve().parent / "pretrained" / "portraits-64.safeten
     "--network",
     type=click.Path(path_type=Path),
     default=NETWORK,
-    help="Generator (.safetensors).",
+    help="Generator: .safetensors, a published .pkl, a run folder, or a Hub name OWNER/REPO/FILE.",
     show_default="bundled",
 )
 @click.option("--trunc", type=float, default=0.7, help="Truncation: 0 is the mean face, 1 the full variety.")

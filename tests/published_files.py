@@ -134,7 +134,7 @@ def write_eg3d(path: Path, seed: int = 0, **rendering: Any) -> dict[str, Tensor]
     planes = {name.replace("torgb_tex", "torgb"): t for name, t in kept.items() if "torgb_shp" not in name}
     width, channels = SMALL.decoder_width, SMALL.plane_channels
     decoder = {
-        "net.0.weight": torch.randn(width, channels),
+        "net.0.weight": 20 * torch.randn(width, channels),
         "net.0.bias": torch.randn(width),
         "net.2.weight": 4 * torch.randn(1 + SMALL.feature_channels, width),
         "net.2.bias": torch.randn(1 + SMALL.feature_channels) + SURFACE_DENSITY,  # a surface somewhere

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from datasets.labels import label_set
+from datasets.labels import label_set, write_mask
 from dnnlib.errors import UserError
-from training.generator import Generator
 from training.mesh import extract_mesh, write_mesh
+from training.network_source import open_network
 from training.pictures import (
     depth_to_uint8,
     look,
@@ -22,7 +22,6 @@ from training.pictures import (
     to_uint8,
     write_png,
     write_turntable,
-    write_view,
 )
 from training.scene import (
     Scene,
@@ -53,7 +52,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def generate(
-    network: Path,
+    network: Path | str,
     seeds: list[int],
     outdir: Path,
     *,
@@ -66,7 +65,9 @@ def generate(
     say: Callable[[str], None] = print,
 ) -> None:
     """seedNNNN.png with its mask, normals and depth per seed, and grid.png; on request .mp4, .ply, .glb."""
-    generator = Generator.load(network, device)
+    generator = open_network(network, device)
+    if not generator.parts:
+        say("this generator has no parts (a plain EG3D model): pictures, normals and depth, but no masks")
     camera = camera_at(generator, yaw, pitch)
     tiles: list[list[np.ndarray]] = []
     for seed in tqdm(seeds, desc="generate", unit="portrait"):
@@ -76,7 +77,12 @@ def generate(
         if video:
             write_turntable(outdir / f"{name}.mp4", [scene])
         if mesh:
-            surface = extract_mesh(scene.field, generator.config.camera.box_warp, device=device_of(generator))
+            surface = extract_mesh(
+                scene.field,
+                generator.config.camera.box_warp,
+                background=0 if generator.parts else None,
+                device=device_of(generator),
+            )
             if surface is None:
                 say(f"seed {seed} has no surface in its box: no mesh is written")
             else:
@@ -85,16 +91,19 @@ def generate(
 
 
 def _write_pictures(folder: Path, name: str, scene: Scene, camera) -> list[np.ndarray]:
-    """The four pictures of a seed, also as tiles of the grid."""
+    """The pictures of a seed (its mask only where the generator has parts), also as tiles of the grid."""
     config = scene.generator.config
-    labels = label_set(config.labels)
     view = look(scene, camera, normals=True)
     image = to_uint8(view.image[0])
     depth = depth_to_uint8(view.depth[0], config.camera.near, config.camera.far)
+    normals = to_uint8(normal_picture(view)[0])
     write_png(folder / f"{name}.png", image)
-    write_view(folder, "", view, labels, prefix=f"{name}_")
+    write_png(folder / f"{name}_normals.png", normals)
     write_png(folder / f"{name}_depth.png", depth)
-    mask = labels.colourise(class_map(view)[0].cpu().numpy())
-    shown = [image, mask, to_uint8(normal_picture(view)[0]), np.repeat(depth[..., None], 3, axis=2)]
     side = tile_side(config.resolution)
-    return [tile(picture, side, nearest=i == 1) for i, picture in enumerate(shown)]
+    tiles = [tile(picture, side) for picture in (image, normals, np.repeat(depth[..., None], 3, axis=2))]
+    if scene.generator.parts:
+        labels, classes = label_set(config.labels), class_map(view)[0].cpu().numpy()
+        write_mask(folder / f"{name}_mask.png", classes.astype(np.uint8), labels)
+        tiles.insert(1, tile(labels.colourise(classes), side, nearest=True))
+    return tiles

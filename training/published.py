@@ -200,7 +200,7 @@ def infer_config(path: Path, module: PickledModule, tensors: Mapping[str, Tensor
 
     def size(name: str, dimension: int = 0) -> int:
         shape = tensors[name].shape if name in tensors else ()
-        if len(shape) <= dimension or shape[dimension] > _MAX_SIZE:
+        if len(shape) <= dimension or not 1 <= shape[dimension] <= _MAX_SIZE:
             raise UserError(f"{path}: {name} is absent, or has the unexpected shape {tuple(shape)}")
         return shape[dimension]
 
@@ -212,6 +212,9 @@ def infer_config(path: Path, module: PickledModule, tensors: Mapping[str, Tensor
             raise UserError(f"{path} does not say its {name} as a number: a model of another kind")
         return _number(settings[name], least, most)
 
+    z_dim = size("backbone.mapping.fc0.weight", 1) - size("backbone.mapping.embed.weight")
+    if z_dim < 1:
+        raise UserError(f"{path} has no latent besides its camera: no such model")
     parts = count(r"decoder\.net_main_shp_bbbb_(\d+)\.")
     w_dim = size("backbone.mapping.embed.weight")
     blocks = count(r"superresolution\.block(\d+)\.")
@@ -227,7 +230,7 @@ def infer_config(path: Path, module: PickledModule, tensors: Mapping[str, Tensor
         return GeneratorConfig(
             labels=_labels(path, parts),
             resolution=sr_resolution * 2**blocks,
-            z_dim=size("backbone.mapping.fc0.weight", 1) - w_dim,
+            z_dim=z_dim,
             w_dim=w_dim,
             mapping_layers=count(r"backbone\.mapping\.fc(\d+)\."),
             plane_resolution=plane_resolution,

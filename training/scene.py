@@ -95,7 +95,9 @@ def normal_picture(rendering: Rendering, background: int = 0) -> Tensor:
     """View-space normals (N, 3, r, r) in [-1, 1] as the prior knows them: zero in the background.
 
     How much of a pixel is background is taken from the mask without gradient: a geometry gradient should turn
-    surfaces, not hide them.
+    surfaces, not hide them. Without parts nothing says what is background.
     """
+    if rendering.mask_raw is None:
+        return rendering.normals
     foreground = (1 - rendering.mask_raw[:, background].detach()) / 2
     return rendering.normals * foreground.clamp(0, 1)[:, None]

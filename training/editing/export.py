@@ -18,6 +18,7 @@ from training.editing.portrait import EditedPortrait, LearnedCopy
 from training.editing.region import Region
 from training.generator import Generator, Rendering
 from training.mesh import extract_mesh, write_mesh
+from training.network_source import open_network
 from training.pictures import look, sheet, sweep, to_uint8, write_png, write_turntable, write_view
 from training.scene import Scene, device_of, scene_of
 
@@ -92,7 +93,7 @@ def load_edit(folder: Path | str, network: Path | str | None = None, device: str
         raise UserError(f"the network that was edited is not at {path}: say where it is with --network")
     if digest(path) != edit["network_sha256"]:
         raise UserError(f"{path} is not the network that {folder} was made with: its SHA-256 differs")
-    frozen = Generator.load(path, device)
+    frozen = open_network(path, device)
     learned = Generator.load(folder / "generator.safetensors", device)
     arrays = read_arrays(folder / "latent.npz")
     try:

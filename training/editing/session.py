@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,8 @@ from training.editing.report import (
     versions,
 )
 from training.editing.settings import EditSettings
-from training.generator import Generator, Rendering
+from training.generator import Rendering
+from training.network_source import find_network, open_network
 from training.pictures import look, to_uint8, write_png
 from training.prior import load_prior
 from training.scene import Scene, camera_at, class_map, latent_of_seed, scene_of, ws_of_latent
@@ -41,7 +42,7 @@ Say = Callable[[str], None]
 class SourceOptions:
     """Whom to edit, and from where it is seen."""
 
-    network: Path  # generator.safetensors
+    network: Path | str  # whatever training.network_source finds a generator by
     seed: int = 0
     latent: Path | None = None  # .npz instead of the seed
     truncation: float = 0.7
@@ -80,7 +81,12 @@ class Source:
 
 def open_source(options: SourceOptions) -> Source:
     """Loads the network and renders the portrait."""
-    generator = Generator.load(options.network, options.device)
+    generator = open_network(options.network, options.device)
+    if not generator.parts:
+        raise UserError(
+            f"{options.network} is a plain EG3D generator: it has no masks, and an edit needs one; "
+            "`python generate.py` renders it, and a MaTe3D generator can be edited"
+        )
     if options.latent is None:
         ws = ws_of_latent(generator, latent_of_seed(generator, options.seed), options.truncation)
     else:
@@ -102,6 +108,7 @@ def export_mask(options: SourceOptions, path: Path) -> Path:
 def run_edit(source_options: SourceOptions, options: EditOptions, say: Say) -> Report:
     """The whole edit; ``say`` gets a line now and then. Writes everything into ``options.outdir``."""
     started = time.monotonic()
+    source_options = replace(source_options, network=find_network(source_options.network))
     source = open_source(source_options)
     request = read_request(source, options, say)
     prior = load_prior(options.prior, options.controlnet, device=source_options.device)

@@ -1,0 +1,76 @@
+"""What ``--network`` may be: a file of this project, a folder with one, a published pickle, or a Hub name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from dnnlib.download import fetch, hub_name
+from dnnlib.errors import UserError
+from training.generator import Generator
+from training.published import load_published
+
+# in folders: what training leaves (the newest snapshot), what an edit leaves, what somebody named so
+_IN_FOLDERS = ("network.safetensors", "network-snapshot-*.safetensors", "generator.safetensors", "*.pkl")
+_SUFFIXES = (".safetensors", ".pkl", ".pickle")
+
+
+def open_network(source: Path | str, device: torch.device | str = "cpu") -> Generator:
+    """The generator that ``source`` names, frozen. A pickle is read without running anything in it."""
+    path = find_network(source)
+    start = _first_bytes(path)
+    if start[8:9] == b"{":  # a safetensors header is JSON after its length
+        return Generator.load(path, device)
+    if start.startswith(b"PK"):
+        raise UserError(
+            f"{path} is an archive of torch.save; give the published .pkl, or a .safetensors file"
+        )
+    if path.suffix == ".safetensors":
+        return Generator.load(path, device)  # says what is wrong with it
+    return load_published(path).to(device)
+
+
+def find_network(source: Path | str) -> Path:
+    """The file on this disk that ``source`` names; a Hub name is fetched."""
+    path = Path(source)
+    if path.is_dir():
+        return _in_folder(path)
+    if path.exists():
+        return path
+    text = path.as_posix()
+    name = hub_name(text)
+    if name is None or path.is_absolute() or path.suffix not in _SUFFIXES or Path(path.parts[0]).is_dir():
+        hint = (
+            ""
+            if path.suffix in _SUFFIXES
+            else "; files end in .safetensors or .pkl, and Hub names name a file too"
+        )
+        raise UserError(f"there is no network {text}{hint}")
+    try:
+        return fetch(name)
+    except UserError as error:
+        raise UserError(f"there is no file {text} here; as a name on the Hub: {error}") from None
+
+
+def _in_folder(folder: Path) -> Path:
+    for pattern in _IN_FOLDERS:
+        found = sorted(folder.glob(pattern))
+        if found:
+            return found[-1]
+    held = sorted(folder.glob("*.safetensors"))
+    if len(held) == 1:
+        return held[0]
+    which = f": name one of {', '.join(path.name for path in held)}" if held else ""
+    raise UserError(
+        f"the folder {folder} has no network.safetensors or network-snapshot-*.safetensors{which}"
+    )
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with open(os.fspath(path), "rb") as file:
+            return file.read(16)
+    except OSError as error:
+        raise UserError(f"cannot read the network {path}: {error.strerror or error}") from error
