@@ -1,15 +1,17 @@
 """Builds the native operations in ``ops/src`` once, lazily, and decides between them and their references.
 
-Nothing is built on import. The first call that wants a native operation builds all of them for this
-machine (about half a minute), into ``TORCH_EXTENSIONS_DIR`` or the user's cache, where later processes find
-them. Without a compiler the reference runs, and one warning gives the reason.
+Nothing is built on import. The first call that wants a native operation builds it for this machine (some 20
+seconds), into ``TORCH_EXTENSIONS_DIR`` or the user's cache, where later processes find it. Without a compiler
+the reference runs, and one warning gives the reason. Each operation is a library of its own, named by what
+its sources hold, so that a change to one of them builds that one again and no other.
 
 What an operation is, and what it does, live in two places:
 
 - its schema, its shapes (fake kernel) and its derivatives are given in Python, beside its reference, by
   :func:`define` when that module is imported: ``torch.ops.mate3d.NAME`` can be traced before a compiler ran.
-- ``ops/src/NAME.cpp`` only adds kernels, ``TORCH_LIBRARY_IMPL(mate3d, CPU, library)`` and, built with
-  ``MATE3D_CUDA``, the same for CUDA. torch compares their signatures with the schemas when it loads them.
+- ``ops/src/NAME.cpp``, with ``NAME_cpu.cpp`` and ``NAME.cu`` where there are such, only adds kernels:
+  ``TORCH_LIBRARY_IMPL(mate3d, CPU, library)`` and, built with ``MATE3D_CUDA``, the same for CUDA. torch
+  compares their signatures with the schemas when it loads them.
 
 CPU code is compiled for the very processor that builds it, so the name of the cached build holds the
 processor's features: a cache on a shared disk serves different machines side by side.
@@ -25,12 +27,14 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -43,7 +47,6 @@ except ImportError:  # not a POSIX system: two first builds at a time are the us
     fcntl = None
 
 SOURCES = Path(__file__).parent / "ops" / "src"
-NAME = "mate3d_ops"
 IMPLEMENTATIONS = ("auto", "reference", "native")
 # The last two let the compiler evaluate both sides of a condition, hence several elements at once.
 CXX_FLAGS = ["-O3", "-std=c++20", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
@@ -55,13 +58,16 @@ ARCHITECTURES = ("7.5", "8.0", "8.9", "9.0", "10.0")  # of the CUDA compilation 
 # Native operations that exist, and for which devices. Others run as references.
 NATIVE: dict[str, frozenset[str]] = {
     "bias_act": frozenset({"cpu", "cuda"}),
+    "upfirdn2d": frozenset({"cpu", "cuda"}),
     "fused_mlp": frozenset({"cpu"}),
+    "triplane_sample": frozenset({"cpu"}),
 }
 # Where 'auto' takes the native one, by kind of device, and from how many elements of the largest tensor on:
-# where it was measured and repays the build. bias_act on a CPU does not: leaky ReLU takes 0.5 of the
-# reference's time forwards, 0.9 with its backward; exponentials take four times.
+# where it was measured and repays the build. docs/performance.md has the figures.
 AUTO: dict[str, Mapping[str, int]] = {
+    "bias_act": {"cpu": 1 << 16},
     "fused_mlp": {"cpu": 1 << 18},  # hidden values
+    "triplane_sample": {"cpu": 1 << 16},  # features
 }
 
 # Owns the schemas; they last as long as this module.
@@ -79,7 +85,7 @@ def define(
     fake: the same signature on tensors without data, for shapes, strides and types (``torch.compile``).
     backward, setup_context: as in ``torch.library.register_autograd``; an operation without them may only be
     called where nothing needs a gradient, and says so otherwise.
-    Kernels come with the library that :func:`loaded` loads.
+    Kernels come with a library that :func:`loaded` loads.
     """
     name = f"mate3d::{schema[: schema.index('(')]}"
     torch.library.define(name, schema[schema.index("(") :], lib=_LIBRARY)
@@ -113,57 +119,59 @@ def use_native(operation: str, impl: str, device: torch.device, elements: int | 
     if device.type not in NATIVE.get(operation, ()):
         _warn_once(f"there is no native {operation} for {device.type}: its reference runs")
         return False
-    return device.type in loaded()
+    return device.type in loaded(operation)
 
 
-# A compiled model takes what holds while it is traced. This is what torch.compiler.assume_constant_result does,
-# which would import the whole compiler.
+# A compiled model takes what holds while it is traced. torch.compiler.assume_constant_result would do this,
+# but imports the whole compiler.
 use_native._dynamo_marked_constant = True
 
 
 @functools.cache
-def loaded() -> frozenset[str]:
-    """Kinds of device that the library in ``torch.ops.mate3d`` serves; loads it, and builds it if need be.
+def loaded(operation: str) -> frozenset[str]:
+    """Kinds of device for which ``operation`` has kernels; loads its library, and builds it if need be.
 
     Empty, after one warning with the reason, where that fails.
     """
-    with_cuda = torch.cuda.is_available()
+    with_cuda = torch.cuda.is_available() and "cuda" in NATIVE[operation]
     try:
-        torch.ops.load_library(build(with_cuda))
+        torch.ops.load_library(build(operation, with_cuda))
     except Exception as error:  # a compiler can fail in any way, and none of them may stop the caller
-        _warn_once(f"native operations are not available, references run instead: {_reason(error)}")
+        _warn_once(f"native {operation} is not available, its reference runs instead: {_reason(error)}")
         return frozenset()
-    return frozenset({"cpu", "cuda"} if with_cuda else {"cpu"})
+    return NATIVE[operation] & ({"cpu", "cuda"} if with_cuda else {"cpu"})
 
 
-def build(with_cuda: bool) -> Path:
-    """Path of the library, built unless it is there. Raises whatever the compiler raises."""
-    folder = _cache() / f"{NAME}-{_fingerprint(with_cuda)}"
-    library = folder / f"{NAME}.{'pyd' if os.name == 'nt' else 'so'}"
+def build(operation: str, with_cuda: bool) -> Path:
+    """Path of the operation's library, built unless it is there. Raises whatever the compiler raises."""
+    folder = _cache() / f"mate3d_{operation}-{_fingerprint(operation, with_cuda)}"
+    library = folder / f"mate3d_{operation}.{'pyd' if os.name == 'nt' else 'so'}"
     if library.exists():
         return library
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / "building"):
         if not library.exists():  # another process may have built it while this one waited
             kind = "CPU and CUDA" if with_cuda else "CPU"
-            print(f"Building native operations for {kind} in {folder} (once)", file=sys.stderr)
-            _compile(library, with_cuda)
+            print(f"Building native {operation} for {kind} in {folder} (once)", file=sys.stderr)
+            _compile(operation, library, with_cuda)
     return library
 
 
-def _compile(library: Path, with_cuda: bool) -> None:
+def _sources(operation: str, with_cuda: bool) -> list[Path]:
+    names = [f"{operation}.cpp", f"{operation}_cpu.cpp", *([f"{operation}.cu"] if with_cuda else [])]
+    return [SOURCES / name for name in names if (SOURCES / name).is_file()]
+
+
+def _compile(operation: str, library: Path, with_cuda: bool) -> None:
     cpp_extension = _cpp_extension()
-    sources, defines = sorted(SOURCES.glob("*.cpp")), []
-    if with_cuda:
-        if cpp_extension.CUDA_HOME is None:
-            raise RuntimeError("nvcc was not found; set CUDA_HOME to the folder of the CUDA toolkit")
-        sources += sorted(SOURCES.glob("*.cu"))
-        defines = ["-DMATE3D_CUDA"]
+    if with_cuda and cpp_extension.CUDA_HOME is None:
+        raise RuntimeError("nvcc was not found; set CUDA_HOME to the folder of the CUDA toolkit")
+    defines = ["-DMATE3D_CUDA"] if with_cuda else []
     # In a folder of its own, moved when complete: an interrupted build leaves nothing that looks finished.
     with tempfile.TemporaryDirectory(dir=library.parent) as temporary:
         cpp_extension.load(
-            NAME,
-            [str(path) for path in sources],
+            library.stem,
+            [str(path) for path in _sources(operation, with_cuda)],
             extra_cflags=[*CXX_FLAGS, *_processor_flags(), *defines, *_late_includes()],
             extra_cuda_cflags=[*NVCC_FLAGS, *(f"-Xcompiler={flag}" for flag in _late_includes())],
             extra_ldflags=["-fopenmp"],
@@ -247,15 +255,19 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mate3d"
 
 
-def _fingerprint(with_cuda: bool) -> str:
+def _fingerprint(operation: str, with_cuda: bool) -> str:
     """Changes with everything that the library depends on."""
     parts = [torch.__version__, _processor(), str(with_cuda), *CXX_FLAGS, *PROCESSOR_FLAGS]
     if with_cuda:
         parts += [str(torch.version.cuda), os.environ.get("TORCH_CUDA_ARCH_LIST", ""), *NVCC_FLAGS]
         parts += [str(torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())]
     digest = hashlib.sha256("\n".join(parts).encode())
-    for path in sorted(SOURCES.iterdir()):
-        digest.update(path.name.encode() + path.read_bytes())
+    files = _sources(operation, with_cuda)
+    for path in files:  # grows by the headers that these include
+        content = path.read_bytes()
+        digest.update(path.name.encode() + content)
+        headers = (SOURCES / name.decode() for name in re.findall(rb'#include "(.+)"', content))
+        files += [header for header in headers if header.is_file() and header not in files]
     return digest.hexdigest()[:16]
 
 
@@ -300,7 +312,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.compile_cuda:
         return 0 if compile_cuda(arguments.arch) else 1
-    print(build(with_cuda=torch.cuda.is_available()))
+    with ThreadPoolExecutor(os.cpu_count()) as workers:
+        for library in workers.map(lambda name: build(name, torch.cuda.is_available()), NATIVE):
+            print(library)
     return 0
 
 

@@ -39,12 +39,12 @@ def test_importing_builds_nothing(tmp_path, root):
 
 
 def test_reference_never_loads(monkeypatch):
-    monkeypatch.setattr(extension, "loaded", lambda: pytest.fail("loaded"))
+    monkeypatch.setattr(extension, "loaded", lambda _: pytest.fail("loaded"))
     assert not extension.use_native("bias_act", "reference", CPU)
 
 
 def test_auto_follows_the_table(monkeypatch):
-    monkeypatch.setattr(extension, "loaded", lambda: frozenset({"cpu"}))
+    monkeypatch.setattr(extension, "loaded", lambda _: frozenset({"cpu"}))
     monkeypatch.setattr(extension, "AUTO", {})
     assert not extension.use_native("bias_act", "auto", CPU)
     monkeypatch.setattr(extension, "AUTO", {"bias_act": {"cpu": 100}})
@@ -73,7 +73,7 @@ def test_failure_warns_once_with_the_reason_and_the_reference_runs(monkeypatch):
 
     monkeypatch.setattr(extension, "_compile", fail)
     x = torch.randn(2, 3)
-    with pytest.warns(UserWarning, match="references run instead: c..: error: no such option"):
+    with pytest.warns(UserWarning, match="its reference runs instead: c..: error: no such option"):
         y = bias_act(x, act="lrelu", impl="native")
     assert torch.equal(y, bias_act(x, act="lrelu", impl="reference"))
     with warnings.catch_warnings():
@@ -82,7 +82,7 @@ def test_failure_warns_once_with_the_reason_and_the_reference_runs(monkeypatch):
 
 
 def test_operation_without_kernel_warns_once(monkeypatch):
-    monkeypatch.setattr(extension, "loaded", lambda: pytest.fail("loaded"))
+    monkeypatch.setattr(extension, "loaded", lambda _: pytest.fail("loaded"))
     with pytest.warns(UserWarning, match="no native nothing for cpu"):
         assert not extension.use_native("nothing", "native", CPU)
 
@@ -90,33 +90,41 @@ def test_operation_without_kernel_warns_once(monkeypatch):
 def test_a_failed_build_leaves_nothing_that_looks_finished(monkeypatch, tmp_path):
     monkeypatch.setattr(extension, "_compile", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
     with pytest.raises(RuntimeError, match="broken"):
-        extension.build(with_cuda=False)
+        extension.build("bias_act", with_cuda=False)
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".so"]
 
 
 def test_second_build_is_the_first_one(monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr(extension, "_compile", lambda library, _: (calls.append(1), library.write_bytes(b"")))
-    assert extension.build(with_cuda=False) == extension.build(with_cuda=False)
+    monkeypatch.setattr(
+        extension, "_compile", lambda _, library, __: (calls.append(1), library.write_bytes(b""))
+    )
+    assert extension.build("bias_act", with_cuda=False) == extension.build("bias_act", with_cuda=False)
     assert len(calls) == 1
-    assert capsys.readouterr().err.count("Building native operations") == 1
+    assert capsys.readouterr().err.count("Building native bias_act") == 1
 
 
 def test_changed_sources_are_built_anew(monkeypatch, tmp_path):
     sources = tmp_path / "src"
     sources.mkdir()
-    (sources / "a.cpp").write_text("one")
+    (sources / "a.cpp").write_text('#include "a.h"\n#include <vector>\n')
+    (sources / "a.h").write_text('#include "b.h"\n')
+    (sources / "b.h").write_text('#include "a.h"\n')  # a circle must not trap it
+    (sources / "other.cpp").write_text("one")
     monkeypatch.setattr(extension, "SOURCES", sources)
-    before = extension._fingerprint(False)
-    assert before != extension._fingerprint(True)
-    (sources / "a.cpp").write_text("two")
-    assert before != extension._fingerprint(False)
+    seen = {extension._fingerprint("a", True), extension._fingerprint("a", False)}
+    (sources / "other.cpp").write_text("two")
+    assert extension._fingerprint("a", False) in seen  # nothing that concerns a
+    for change in ("a.h", "b.h", "a.cpp", "a_cpu.cpp"):
+        (sources / change).write_text('#include "b.h"\nchanged')
+        seen.add(extension._fingerprint("a", False))
+    assert len(seen) == 6
 
 
 def test_another_processor_never_gets_this_ones_build(monkeypatch):
-    before = extension._fingerprint(False)
+    before = extension._fingerprint("bias_act", False)
     monkeypatch.setattr(extension, "_processor", lambda: "x86_64 AVX2 avx avx2")
-    assert before != extension._fingerprint(False)
+    assert before != extension._fingerprint("bias_act", False)
 
 
 def test_a_compiler_that_refuses_the_processor_flags_builds_without(monkeypatch):
@@ -147,13 +155,13 @@ def test_two_processes_build_once(tmp_path):
 
 
 def build_slowly(folder):
-    def compile_slowly(library, _):
+    def compile_slowly(_, library, __):
         with open(folder / "builds", "a") as file:
             file.write("x")
         library.write_bytes(b"")
 
     extension._compile = compile_slowly
-    extension.build(with_cuda=False)
+    extension.build("bias_act", with_cuda=False)
 
 
 def test_compilation_check_says_where_there_is_no_compiler(monkeypatch, capsys):

@@ -13,8 +13,7 @@ from math import sqrt
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from torch_utils import extension
@@ -42,7 +41,10 @@ ACTIVATIONS: dict[str, Activation] = {
     "swish": Activation(lambda x, _: F.silu(x), 0.0, sqrt(2)),
 }
 
-NATIVE_TYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float16, torch.float32, torch.float64)}
+NATIVE_TYPES = {
+    "cpu": (torch.float32, torch.float64),
+    "cuda": (torch.float16, torch.bfloat16, torch.float32, torch.float64),
+}
 
 
 def bias_act(
@@ -67,11 +69,13 @@ def bias_act(
     spec = ACTIVATIONS[act]
     alpha = spec.alpha if alpha is None else float(alpha)
     gain = spec.gain if gain is None else float(gain)
-    if extension.use_native("bias_act", impl, x.device) and x.dtype in NATIVE_TYPES[x.device.type]:
+    supported = x.dtype in NATIVE_TYPES.get(x.device.type, ()) and x.ndim > 0
+    # An addition alone is one pass already, and its gradient is the very one that comes in.
+    if act == "linear" and gain == 1 and clamp is None and impl == "auto":
+        impl = "reference"
+    if supported and extension.use_native("bias_act", impl, x.device, x.numel()):
         bias = None if bias is None else bias.to(x.dtype)
-        return _Native.apply(
-            x, bias, _Settings(dim % x.ndim, list(ACTIVATIONS).index(act), alpha, gain, clamp)
-        )
+        return _value(x, bias, dim % x.ndim, list(ACTIVATIONS).index(act), alpha, gain, clamp)
     return _reference(x, bias, dim, act, alpha, gain, clamp)
 
 
@@ -96,65 +100,80 @@ def _reference(
     return y if clamp is None else y.clamp(-clamp, clamp)
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """Arguments of the native operation beside its tensors, in its order."""
+# ---- The native operation: schemas, shapes and derivatives of what ops/src/bias_act.cpp computes.
 
-    dim: int
-    act: int
-    alpha: float
-    gain: float
-    clamp: float | None
+# What `wanted` may be; the last reads the derivative of a homogeneous activation off its value.
+_FIRST, _SECOND, _FIRST_OF_VALUE = 1, 2, 3
 
 
-def _run_native(
-    x: Tensor, bias: Tensor | None, factor: Tensor | None, order: int, settings: _Settings
-) -> Tensor:
-    """``factor`` times the order-th derivative by x (order 0: the result itself)."""
-    s = settings
-    return torch.ops.mate3d.bias_act(x, bias, factor, s.dim, s.act, order, s.alpha, s.gain, s.clamp)
+def _told_by_value(act: int, alpha: float, gain: float) -> bool:
+    """Whether the value has the sign of the activation's input. Then the input, which nothing else may need,
+    is not kept for the backward pass: the value is, which the next layer keeps anyway."""
+    return list(ACTIVATIONS.values())[act].homogeneous and gain > 0 and alpha >= 0
 
 
-def _sum_to_bias(grad: Tensor, dim: int) -> Tensor:
-    return grad.sum([i for i in range(grad.ndim) if i != dim])
+def _keep_for_value(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    x, bias, *settings = inputs
+    _, act, alpha, gain, _ = settings
+    ctx.from_value = _told_by_value(act, alpha, gain)
+    ctx.save_for_backward(*((output, None) if ctx.from_value else (x, bias)))
+    ctx.settings = settings
 
 
-class _Native(Function):
-    """y = f(x + b)."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, bias: Tensor | None, settings: _Settings) -> Tensor:
-        ctx.save_for_backward(x, bias)
-        ctx.settings = settings
-        return _run_native(x, bias, None, 0, settings)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, bias = ctx.saved_tensors
-        to_x = _NativeGradient.apply(grad, x, bias, ctx.settings)
-        to_bias = _sum_to_bias(to_x, ctx.settings.dim) if ctx.needs_input_grad[1] else None
-        return to_x, to_bias, None
+def _value_backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    dim, act, alpha, gain, clamp = ctx.settings
+    by_bias = ctx.needs_input_grad[1]
+    wanted = _FIRST_OF_VALUE if ctx.from_value else _FIRST
+    to_x, to_bias = _gradient(grad, *ctx.saved_tensors, dim, act, wanted, alpha, gain, clamp, by_bias)
+    return to_x, to_bias if by_bias else None, None, None, None, None, None
 
 
-class _NativeGradient(Function):
-    """g f'(x + b): linear in g, and its derivative by x is g f''(x + b)."""
+def _keep_for_gradient(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    factor, x, bias, *settings = inputs
+    ctx.save_for_backward(factor, x, bias)
+    ctx.settings = settings
+    ctx.set_materialize_grads(False)
 
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, grad: Tensor, x: Tensor, bias: Tensor | None, settings: _Settings
-    ) -> Tensor:
-        ctx.save_for_backward(grad, x, bias)
-        ctx.settings = settings
-        return _run_native(x, bias, grad, 1, settings)
 
-    @staticmethod
-    @once_differentiable  # second order is as far as R1 and the eikonal loss go
-    def backward(ctx: FunctionCtx, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        grad, x, bias = ctx.saved_tensors
-        by_grad, by_x, by_bias, _ = ctx.needs_input_grad
-        to_grad = _run_native(x, bias, cotangent, 1, ctx.settings) if by_grad else None
-        to_x = to_bias = None
-        if (by_x or by_bias) and not list(ACTIVATIONS.values())[ctx.settings.act].homogeneous:
-            to_x = _run_native(x, bias, cotangent * grad, 2, ctx.settings)
-            to_bias = _sum_to_bias(to_x, ctx.settings.dim) if by_bias else None
-        return to_grad, to_x, to_bias, None
+def _gradient_backward(
+    ctx: FunctionCtx, by_element: Tensor | None, by_sum: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """f'(x + b) g is linear in g; its derivative by x is g f''(x + b)."""
+    factor, x, bias = ctx.saved_tensors
+    dim, act, wanted, alpha, gain, clamp, summed = ctx.settings
+    cotangent = by_element
+    if summed and by_sum is not None:
+        spread = by_sum.reshape([-1 if i == dim else 1 for i in range(x.ndim)])
+        cotangent = spread.expand_as(x) if cotangent is None else cotangent + spread
+    if cotangent is None:
+        return (None,) * 10
+    if wanted == _SECOND:
+        raise NotImplementedError("bias_act is differentiable twice: R1 and the eikonal loss need no more")
+    by_factor, by_x, by_bias = ctx.needs_input_grad[:3]
+    to_factor = to_x = to_bias = None
+    if by_factor:
+        to_factor, _ = _gradient(cotangent, x, bias, dim, act, wanted, alpha, gain, clamp, False)
+    if (by_x or by_bias) and not list(ACTIVATIONS.values())[act].homogeneous:
+        settings = (dim, act, _SECOND, alpha, gain, clamp, by_bias)
+        to_x, to_bias = _gradient(cotangent * factor, x, bias, *settings)
+    return to_factor, to_x, to_bias if by_bias else None, *(None,) * 7
+
+
+_SETTINGS = "float alpha, float gain, float? clamp"
+_value = extension.define(
+    f"bias_act(Tensor x, Tensor? bias, int dim, int act, {_SETTINGS}) -> Tensor",
+    lambda x, *_: torch.empty_like(x),
+    _value_backward,
+    _keep_for_value,
+)
+# `wanted`'s derivative times the factor; with `sum`, also the sum of that over all but `dim`.
+_gradient = extension.define(
+    f"bias_act_gradient(Tensor factor, Tensor x, Tensor? bias, int dim, int act, int wanted, {_SETTINGS}, "
+    "bool sum) -> (Tensor, Tensor)",
+    lambda factor, x, bias, dim, *settings: (
+        torch.empty_like(x),
+        x.new_empty(x.shape[dim] if settings[-1] else 0),
+    ),
+    _gradient_backward,
+    _keep_for_gradient,
+)

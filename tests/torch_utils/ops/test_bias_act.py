@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies
 
 from torch_utils import extension
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
@@ -90,7 +92,7 @@ def native():
     """Builds the native operations, or skips and says why."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        kinds = extension.loaded()
+        kinds = extension.loaded("bias_act")
     if "cpu" not in kinds:
         pytest.skip(str(caught[-1].message) if caught else "native operations are not available")
 
@@ -125,6 +127,93 @@ def test_native_single_precision_and_extremes(native, act):
     )
 
 
+@hypothesis.given(
+    shape=strategies.lists(strategies.integers(0, 5), min_size=1, max_size=4),
+    order=strategies.randoms(use_true_random=False),
+    act=strategies.sampled_from(list(ACTIVATIONS)),
+    clamp=strategies.sampled_from([None, 0.5]),
+    with_bias=strategies.booleans(),
+)
+@hypothesis.settings(max_examples=40)
+def test_native_takes_any_shape_and_layout(native, shape, order, act, clamp, with_bias):
+    axes = list(range(len(shape)))
+    order.shuffle(axes)
+    dim = order.choice(axes)
+    x = torch.randn([shape[i] for i in axes], dtype=torch.float64).permute(
+        [axes.index(i) for i in range(len(axes))]
+    )
+    bias = torch.randn(shape[dim], dtype=torch.float64) if with_bias else None
+    cotangents = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    found, expected = (
+        to_second_order(x, bias, cotangents, dim=dim, act=act, clamp=clamp, impl=i)
+        for i in ("native", "reference")
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_native_sums_large_pictures_for_the_bias(native, layout):
+    # several pieces to a row, and several blocks of pixels
+    x = torch.randn(2, 3, 150, 150).to(memory_format=layout)
+    bias = torch.randn(3)
+    cotangents = torch.rand_like(x), torch.randn_like(x)
+    found, expected = (
+        to_second_order(
+            x.to(dtype), bias.to(dtype), [c.to(dtype) for c in cotangents], act="swish", impl=impl
+        )
+        for impl, dtype in (("native", torch.float32), ("reference", torch.float64))
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)  # single against double
+
+
+@pytest.mark.parametrize("act", ["lrelu", "softplus"])
+def test_native_derivatives(native, act):
+    x, bias = away_from_kinks(torch.randn(2, 3, 4).double(), torch.randn(3).double(), act, 0.7)
+
+    def function(x, bias):
+        return bias_act(x, bias, act=act, gain=1.3, clamp=0.7, impl="native")
+
+    torch.autograd.gradcheck(function, (x, bias))
+    torch.autograd.gradgradcheck(function, (x, bias))
+
+
+@pytest.mark.parametrize(("act", "wanted"), [("lrelu", 3), ("tanh", 1)])
+def test_native_is_a_good_citizen_of_torch(native, act, wanted):
+    number = list(ACTIVATIONS).index(act)
+    x, bias = torch.randn(2, 3, 4, requires_grad=True), torch.randn(3, requires_grad=True)
+    factor = torch.randn(2, 3, 4, requires_grad=True)
+    ops = torch.ops.mate3d
+    torch.library.opcheck(ops.bias_act.default, (x, bias, 1, number, 0.2, 1.4, 0.9))
+    for summed in (False, True):
+        torch.library.opcheck(
+            ops.bias_act_gradient.default, (factor, x, bias, 1, number, wanted, 0.2, 1.4, None, summed)
+        )
+
+
+def test_native_is_compiled_as_one_graph(native):
+    x, bias = torch.randn(2, 3, 4, requires_grad=True), torch.randn(3)
+
+    def function(x, impl):
+        return bias_act(x * 2, bias, act="lrelu", impl=impl)
+
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    y, expected = compiled(x, "native"), function(x, "reference")
+    torch.testing.assert_close(y, expected)
+    found, wanted = (torch.autograd.grad(value.square().sum(), x) for value in (y, expected))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_native_third_derivative_is_refused(native):
+    x = torch.randn(3, requires_grad=True)
+    y = bias_act(x, act="tanh", dim=0, impl="native")
+    for _ in range(2):
+        (y,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="differentiable twice"):
+        torch.autograd.grad(y.sum(), x)
+
+
 def test_native_refuses_a_bias_that_does_not_fit(native):
     with pytest.raises(RuntimeError, match="does not fit"):
         bias_act(torch.zeros(2, 3), torch.zeros(4), impl="native")
@@ -132,13 +221,13 @@ def test_native_refuses_a_bias_that_does_not_fit(native):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("act", ACTIVATIONS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_kernel_equals_reference(act, dtype):
-    if "cuda" not in extension.loaded():
+    if "cuda" not in extension.loaded("bias_act"):
         pytest.skip("native operations are not available for CUDA")
     x, bias = torch.randn(2, 3, 4, 5, device="cuda", dtype=dtype), torch.randn(3, device="cuda", dtype=dtype)
     cotangents = torch.randn_like(x), torch.randn_like(x)
-    tolerance = {torch.float16: 1e-2, torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
+    tolerance = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
     found, expected = (to_second_order(x, bias, cotangents, act=act, impl=i) for i in ("native", "reference"))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
@@ -146,7 +235,7 @@ def test_kernel_equals_reference(act, dtype):
 
 def to_second_order(x, bias, cotangents, **arguments):
     """Value, gradients, and gradients of the gradient by x under random cotangents."""
-    leaves = [tensor.clone().requires_grad_() for tensor in (x, bias) if tensor is not None]
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (x, bias) if tensor is not None]
     first, second = cotangents
     first = first.clone().requires_grad_()
     y = bias_act(*leaves, **arguments)
