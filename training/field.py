@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from torch_utils.ops.triplane_sample import triplane_sample
+from torch_utils.ops.triplane_sample import channels_last, triplane_sample_sets
 from training.networks.decoder import TriplaneDecoder
 
 
@@ -53,21 +53,22 @@ class TriplaneField:
         projection: str = "orthogonal",
         box_warp: float = 1.0,
     ) -> None:
-        self.planes_texture = planes_texture
-        self.planes_shape = planes_shape
+        self.planes_texture = channels_last(planes_texture)  # once, instead of whenever points are read
+        self.planes_shape = channels_last(planes_shape)
         self.decoder = decoder
         self.projection = projection
         self.box_warp = box_warp
 
     def texture_features(self, points: Tensor) -> Tensor:
         """Mean texture features of the three planes, (N, M, C)."""
-        return triplane_sample(
-            self.planes_texture, points, projection=self.projection, box_warp=self.box_warp
-        )
+        return self._features(points, self.planes_texture)[0]
 
     def shape_features(self, points: Tensor) -> Tensor:
         """Mean shape features of the three planes, (N, M, C)."""
-        return triplane_sample(self.planes_shape, points, projection=self.projection, box_warp=self.box_warp)
+        return self._features(points, self.planes_shape)[0]
+
+    def _features(self, points: Tensor, *sets: Tensor) -> list[Tensor]:
+        return triplane_sample_sets(sets, points, projection=self.projection, box_warp=self.box_warp)
 
     def sdf(self, points: Tensor) -> Tensor:
         return self.decoder.sdf(self.shape_features(points))
@@ -76,13 +77,14 @@ class TriplaneField:
         return self.decoder.density(sdf)
 
     def query(self, points: Tensor, *, colour: bool, parts: bool) -> FieldValues:
-        shape_features = self.shape_features(points)
+        sets = (self.planes_shape, self.planes_texture) if colour else (self.planes_shape,)
+        shape_features, *texture_features = self._features(points, *sets)
         sdf = self.decoder.sdf(shape_features)
         part_sdf = self.decoder.part_sdf(shape_features) if parts else None
         return FieldValues(
             sdf=sdf,
             density=self.density(sdf),
-            colour=self.decoder.colour(self.texture_features(points)) if colour else None,
+            colour=self.decoder.colour(*texture_features) if colour else None,
             part_sdf=part_sdf,
             part_density=self.density(part_sdf) if parts else None,
         )

@@ -1,13 +1,15 @@
 import torch
 
+from torch_utils.ops.triplane_sample import channels_last
 from training.field import TriplaneField, sdf_gradient
 from training.networks.decoder import TriplaneDecoder
 
 
 def small_field(dtype=torch.float32, projection="orthogonal"):
     decoder = TriplaneDecoder(channels=3, width=4, parts=2, part_width=3, feature_channels=3).to(dtype)
-    planes = torch.randn(2, 2, 3, 3, 8, 8, dtype=dtype)
-    return TriplaneField(planes[0].requires_grad_(), planes[1].requires_grad_(), decoder, projection)
+    # of the layout that a field works with, so that it keeps these very leaves
+    texture, shape = (channels_last(torch.randn(2, 3, 3, 8, 8, dtype=dtype)).requires_grad_() for _ in "ts")
+    return TriplaneField(texture, shape, decoder, projection)
 
 
 class Sphere:

@@ -16,17 +16,24 @@ The corners of a cell lie at fixed distances (1 and the pitch of the table), so 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
+from torch_utils import extension
+
 # Axes of a point that are a plane's horizontal (W) and vertical (H) coordinate.
 PROJECTIONS: dict[str, tuple[tuple[int, int], ...]] = {
     "published": ((0, 1), (0, 2), (2, 0)),  # the published weights depend on x-z being read twice
     "orthogonal": ((0, 1), (0, 2), (1, 2)),
 }
+
+NATIVE_TYPES = (torch.float32, torch.float64)
 
 
 def triplane_sample(
@@ -44,15 +51,73 @@ def triplane_sample(
     ``projection`` is 'orthogonal' (x-y, x-z, y-z) or 'published' (x-y, x-z, z-x). ``reduce='none'`` leaves
     out the averaging: (N, 3, M, C). ``impl`` is 'auto', 'reference' or 'native'.
     """
-    height, width = planes.shape[-2:]
-    # A ring of zeros around each plane stands for all that is outside.
-    table = F.pad(planes.permute(0, 1, 3, 4, 2), (0, 0, 1, 1, 1, 1)).flatten(0, 3)
-    cells, weight = _corners(points, PROJECTIONS[projection], box_warp, height, width)
-    cells, weight, pitch = cells.flatten(0, 1), weight.flatten(0, 1), width + 2
+    (features,) = triplane_sample_sets(
+        [planes], points, projection=projection, box_warp=box_warp, reduce=reduce, impl=impl
+    )
+    return features
+
+
+def triplane_sample_sets(
+    sets: Sequence[Tensor],
+    points: Tensor,
+    *,
+    projection: str,
+    box_warp: float,
+    reduce: str = "mean",
+    impl: str = "auto",
+) -> list[Tensor]:
+    """:func:`triplane_sample` of several sets of planes at the same points, which are projected only once.
+
+    All have one H and W. The native operation reads sets that :func:`channels_last` made where they lie, and
+    copies others.
+    """
+    height, width = sets[0].shape[-2:]
+    if any(planes.shape[-2:] != (height, width) for planes in sets):
+        raise ValueError(f"sets of planes have one size; got {[tuple(each.shape[-2:]) for each in sets]}")
+    if reduce not in ("mean", "none"):
+        raise ValueError(f"reduce is '{reduce}'; it must be 'mean' or 'none'")
+    axes = PROJECTIONS[projection]
+    scale = 1 / len(axes) if reduce == "mean" else 1.0
+    fits = points.dtype in NATIVE_TYPES and all(planes.dtype == points.dtype for planes in sets)
+    values = points.shape[:2].numel() * sum(planes.shape[2] for planes in sets)
+    native = fits and min(height, width) >= 2
+    native = native and extension.use_native("triplane_sample", impl, points.device, values)
+    if native:
+        flat_axes = [axis for pair in axes for axis in pair]
+        cells, weight = _native_corners(points, flat_axes, box_warp, height, width, scale)
+    else:
+        cells, weight = _corners(points, axes, box_warp, height, width)
+        cells, weight = cells.flatten(0, 1), weight.flatten(0, 1) * scale
+    ring = 0 if native else 1
+    layout = _Layout(pitch=width + 2 * ring, groups=len(points), native=native)
     if reduce == "none":  # a point on one plane is a row of 4 corners, instead of 12
-        each = gather(table, cells.view(-1, 1), weight.reshape(-1, 1, 4), pitch)
-        return each.view(*points.shape[:2], 3, -1).transpose(1, 2)
-    return gather(table, cells, weight / 3, pitch).unflatten(0, points.shape[:2])
+        cells, weight = cells.view(-1, 1), weight.reshape(-1, 1, 4)
+        layout = _Layout(layout.pitch, 1, native)
+    found = [gather(_table(planes, ring), cells, weight, layout) for planes in sets]
+    if reduce == "none":
+        return [each.view(*points.shape[:2], len(axes), each.shape[-1]).transpose(1, 2) for each in found]
+    return [each.view(*points.shape[:2], each.shape[-1]) for each in found]
+
+
+def channels_last(planes: Tensor) -> Tensor:
+    """The same planes (N, 3, C, H, W), the channels of a pixel side by side in memory; a copy if need be."""
+    rows = planes.permute(0, 1, 3, 4, 2)
+    return planes if rows.is_contiguous() else rows.contiguous().permute(0, 1, 4, 2, 3)
+
+
+def _table(planes: Tensor, ring: int) -> Tensor:
+    """All pixels of all planes, (R, C). A ring of zeros around each plane stands for all that is outside."""
+    rows = planes.permute(0, 1, 3, 4, 2)
+    return (F.pad(rows, (0, 0, ring, ring, ring, ring)) if ring else rows).flatten(0, 3)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How cells lie in a table, and which implementation reads it."""
+
+    pitch: int  # rows from a pixel to the one below it
+    groups: int  # points come in so many equal groups, each with an equal share of the table to itself
+    native: bool
 
 
 def _corners(
@@ -80,24 +145,35 @@ def _corners(
     return cells, torch.stack((1 - right - below + both, right - both, below - both, both), dim=-1)
 
 
-def gather(table: Tensor, cells: Tensor, weight: Tensor, pitch: int) -> Tensor:
+def gather(table: Tensor, cells: Tensor, weight: Tensor, layout: _Layout) -> Tensor:
     """y_b = sum_pk weight_bpk table[corner k of cell_bp].
 
-    table (R, C), cells (B, P) int32, weight (B, P, 4) -> (B, C). ``pitch``: rows of the table from a pixel to
-    the one below it.
+    table (R, C), cells (B, P) int32, weight (B, P, 4) -> (B, C).
     """
-    y = _GatherByTable.apply(table, cells, (weight,), pitch)
-    return _GatherByWeight.apply(y, table, cells, weight, pitch) if weight.requires_grad else y
+    if not weight.requires_grad:
+        return _gather(table, cells, weight, layout)
+    y = _GatherByTable.apply(table, cells, (weight,), layout)
+    return _GatherByWeight.apply(y, table, cells, weight, layout)
 
 
-def scatter(values: Tensor, cells: Tensor, weight: Tensor, pitch: int, rows: int) -> Tensor:
+def scatter(values: Tensor, cells: Tensor, weight: Tensor, layout: _Layout, rows: int) -> Tensor:
     """The transpose of :func:`gather`: values (B, C) -> table (rows, C)."""
-    return _Scatter.apply(values, cells, weight, pitch, rows)
+    if layout.native:
+        return _native_scatter(values, cells, weight, layout.pitch, layout.groups, rows)
+    return _Scatter.apply(values, cells, weight, layout, rows)
 
 
-def dot(table: Tensor, cells: Tensor, values: Tensor, pitch: int) -> Tensor:
+def dot(table: Tensor, cells: Tensor, values: Tensor, layout: _Layout) -> Tensor:
     """d_bpk = table[corner k of cell_bp] . values_b: values (B, C) -> (B, P, 4)."""
-    return _Dot.apply(table, cells, values, pitch)
+    if layout.native:
+        return _native_dot(table, cells, values, layout.pitch, layout.groups)
+    return _Dot.apply(table, cells, values, layout)
+
+
+def _gather(table: Tensor, cells: Tensor, weight: Tensor, layout: _Layout) -> Tensor:
+    if layout.native:
+        return _native_gather(table, cells, weight, layout.pitch, layout.groups)
+    return _GatherByTable.apply(table, cells, (weight,), layout)
 
 
 class _GatherByTable(Function):
@@ -108,18 +184,22 @@ class _GatherByTable(Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, table: Tensor, cells: Tensor, weight: tuple[Tensor], pitch: int) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, table: Tensor, cells: Tensor, weight: tuple[Tensor], layout: _Layout
+    ) -> Tensor:
         """``weight`` comes in a tuple, where autograd does not look: it must not be an edge of this node,
         yet keep its own graph for the second derivative."""
         ctx.save_for_backward(cells)
         (ctx.weight,) = weight
-        ctx.pitch, ctx.rows = pitch, len(table)
-        return _gather_reference(table, cells, ctx.weight.detach(), pitch)
+        ctx.layout, ctx.rows = layout, len(table)
+        if layout.native:
+            return _gather(table, cells, ctx.weight.detach(), layout)
+        return _gather_reference(table, cells, ctx.weight.detach(), layout.pitch)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         (cells,) = ctx.saved_tensors
-        return scatter(grad, cells, ctx.weight, ctx.pitch, ctx.rows), None, None, None
+        return scatter(grad, cells, ctx.weight, ctx.layout, ctx.rows), None, None, None
 
 
 class _GatherByWeight(Function):
@@ -127,35 +207,35 @@ class _GatherByWeight(Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, y: Tensor, table: Tensor, cells: Tensor, weight: Tensor, pitch: int
+        ctx: FunctionCtx, y: Tensor, table: Tensor, cells: Tensor, weight: Tensor, layout: _Layout
     ) -> Tensor:
         ctx.save_for_backward(table, cells)
-        ctx.pitch = pitch
+        ctx.layout = layout
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         table, cells = ctx.saved_tensors
-        return grad, None, None, dot(table, cells, grad, ctx.pitch), None
+        return grad, None, None, dot(table, cells, grad, ctx.layout), None
 
 
 class _Scatter(Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, values: Tensor, cells: Tensor, weight: Tensor, pitch: int, rows: int
+        ctx: FunctionCtx, values: Tensor, cells: Tensor, weight: Tensor, layout: _Layout, rows: int
     ) -> Tensor:
         ctx.save_for_backward(values, cells, weight)
-        ctx.pitch = pitch
-        return _scatter_reference(values, cells, weight, pitch, rows)
+        ctx.layout = layout
+        return _scatter_reference(values, cells, weight, layout.pitch, rows)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         values, cells, weight = ctx.saved_tensors
         by_values, _, by_weight, _, _ = ctx.needs_input_grad
         return (
-            gather(grad, cells, weight, ctx.pitch) if by_values else None,
+            gather(grad, cells, weight, ctx.layout) if by_values else None,
             None,
-            dot(grad, cells, values, ctx.pitch) if by_weight else None,
+            dot(grad, cells, values, ctx.layout) if by_weight else None,
             None,
             None,
         )
@@ -163,19 +243,19 @@ class _Scatter(Function):
 
 class _Dot(Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, table: Tensor, cells: Tensor, values: Tensor, pitch: int) -> Tensor:
+    def forward(ctx: FunctionCtx, table: Tensor, cells: Tensor, values: Tensor, layout: _Layout) -> Tensor:
         ctx.save_for_backward(table, cells, values)
-        ctx.pitch = pitch
-        return _dot_reference(table, cells, values, pitch)
+        ctx.layout = layout
+        return _dot_reference(table, cells, values, layout.pitch)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         table, cells, values = ctx.saved_tensors
         by_table, _, by_values, _ = ctx.needs_input_grad
         return (
-            scatter(values, cells, grad, ctx.pitch, len(table)) if by_table else None,
+            scatter(values, cells, grad, ctx.layout, len(table)) if by_table else None,
             None,
-            gather(table, cells, grad, ctx.pitch) if by_values else None,
+            gather(table, cells, grad, ctx.layout) if by_values else None,
             None,
         )
 
@@ -217,3 +297,120 @@ def _dot_reference(table: Tensor, cells: Tensor, values: Tensor, pitch: int) -> 
         values.contiguous(), table, rows.flatten(), offsets, bag_of, mode_sum, no_padding
     )
     return found.view(*cells.shape, 4)
+
+
+# Native operations; ops/src/triplane_sample.cpp. Planes have no ring there: a cell at the rim is the last one
+# inside, and corners that would be outside have no weight.
+
+_PROJECTION = "int[] axes, float box_warp, int height, int width, float scale"
+
+
+def _save_points(ctx: FunctionCtx, inputs: tuple, output: object) -> None:
+    *tensors, axes, box_warp, height, width, scale = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.projection = axes, box_warp, height, width, scale
+
+
+def _corners_backward(ctx: FunctionCtx, _: Tensor, by_weight: Tensor) -> tuple[Tensor | None, ...]:
+    (points,) = ctx.saved_tensors
+    return _native_gradient(by_weight, points, *ctx.projection), *[None] * 5
+
+
+def _gradient_backward(ctx: FunctionCtx, direction: Tensor) -> tuple[Tensor | None, ...]:
+    by_weight, points = ctx.saved_tensors
+    first, second = ctx.needs_input_grad[:2]
+    return (
+        _native_slopes(direction, points, *ctx.projection) if first else None,
+        _native_curvature(direction, by_weight, points, *ctx.projection) if second else None,
+        *[None] * 5,
+    )
+
+
+def _new_weight(points: Tensor, axes: Sequence[int]) -> Tensor:
+    return points.new_empty(points.shape[0] * points.shape[1], len(axes) // 2, 4)
+
+
+def _fake_corners(points: Tensor, axes: Sequence[int], *_: object) -> tuple[Tensor, Tensor]:
+    weight = _new_weight(points, axes)
+    return weight.new_empty(weight.shape[:2], dtype=torch.int32), weight
+
+
+_native_corners = extension.define(
+    f"triplane_corners(Tensor points, {_PROJECTION}) -> (Tensor, Tensor)",
+    _fake_corners,
+    _corners_backward,
+    _save_points,
+)
+_native_gradient = extension.define(
+    f"triplane_gradient(Tensor by_weight, Tensor points, {_PROJECTION}) -> Tensor",
+    lambda by_weight, points, *_: points.new_empty(points.shape),
+    _gradient_backward,
+    _save_points,
+)
+_native_slopes = extension.define(
+    f"triplane_slopes(Tensor direction, Tensor points, {_PROJECTION}) -> Tensor",
+    lambda direction, points, axes, *_: _new_weight(points, axes),
+)
+_native_curvature = extension.define(
+    f"triplane_curvature(Tensor direction, Tensor by_weight, Tensor points, {_PROJECTION}) -> Tensor",
+    lambda direction, by_weight, points, *_: points.new_empty(points.shape),
+)
+
+
+def _save_rows(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    a, cells, b, pitch, groups, *_ = inputs
+    ctx.save_for_backward(a, cells, b)
+    ctx.sizes, ctx.rest = (pitch, groups), [None] * (len(inputs) - 3)
+
+
+def _gather_backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    table, cells, weight = ctx.saved_tensors
+    by_table, _, by_weight = ctx.needs_input_grad[:3]
+    return (
+        _native_scatter(grad, cells, weight, *ctx.sizes, table.shape[0]) if by_table else None,
+        None,
+        _native_dot(table, cells, grad, *ctx.sizes) if by_weight else None,
+        *ctx.rest,
+    )
+
+
+def _scatter_backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    values, cells, weight = ctx.saved_tensors
+    by_values, _, by_weight = ctx.needs_input_grad[:3]
+    return (
+        _native_gather(grad, cells, weight, *ctx.sizes) if by_values else None,
+        None,
+        _native_dot(grad, cells, values, *ctx.sizes) if by_weight else None,
+        *ctx.rest,
+    )
+
+
+def _dot_backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    table, cells, values = ctx.saved_tensors
+    by_table, _, by_values = ctx.needs_input_grad[:3]
+    return (
+        _native_scatter(values, cells, grad, *ctx.sizes, table.shape[0]) if by_table else None,
+        None,
+        _native_gather(table, cells, grad, *ctx.sizes) if by_values else None,
+        *ctx.rest,
+    )
+
+
+_native_gather = extension.define(
+    "triplane_gather(Tensor table, Tensor cells, Tensor weight, int pitch, int groups) -> Tensor",
+    lambda table, cells, *_: table.new_empty(cells.shape[0], table.shape[1]),
+    _gather_backward,
+    _save_rows,
+)
+_native_scatter = extension.define(
+    "triplane_scatter(Tensor values, Tensor cells, Tensor weight, int pitch, int groups, int rows) -> Tensor",
+    lambda values, cells, weight, pitch, groups, rows: values.new_empty(rows, values.shape[1]),
+    _scatter_backward,
+    _save_rows,
+)
+_native_dot = extension.define(
+    "triplane_dot(Tensor table, Tensor cells, Tensor values, int pitch, int groups) -> Tensor",
+    lambda table, cells, *_: table.new_empty(*cells.shape, 4),
+    _dot_backward,
+    _save_rows,
+)

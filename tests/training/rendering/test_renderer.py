@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from torch_utils.ops.triplane_sample import channels_last
 from training.field import FieldValues, TriplaneField
 from training.networks.decoder import TriplaneDecoder
 from training.rendering.cameras import orbit_camera
@@ -37,8 +38,9 @@ class Balls:
 
 def planes_field(dtype=torch.float32):
     decoder = TriplaneDecoder(channels=3, width=4, parts=3, part_width=3, feature_channels=4).to(dtype)
-    planes = torch.randn(2, 2, 3, 3, 8, 8, dtype=dtype)
-    return TriplaneField(planes[0].requires_grad_(), planes[1].requires_grad_(), decoder)
+    # of the layout that a field works with, so that it keeps these very leaves
+    texture, shape = (channels_last(torch.randn(2, 3, 3, 8, 8, dtype=dtype)).requires_grad_() for _ in "ts")
+    return TriplaneField(texture, shape, decoder)
 
 
 def view(yaw=0.0, pitch=0.0, resolution=6, **kwargs):
