@@ -1,0 +1,68 @@
+"""A generator and networks small enough to be run in a moment; none of them has learnt anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.config import GeneratorConfig
+from training.generator import Generator
+from training.metrics.clip import ClipConfig, PortraitClip, TowerConfig
+from training.metrics.identity import IdentityConfig, IdentityNet
+from training.metrics.reader import Reader, ReaderConfig
+
+TINY_GENERATOR = GeneratorConfig(
+    labels="ffhq-mask",
+    resolution=16,
+    z_dim=8,
+    w_dim=8,
+    plane_resolution=8,
+    plane_channels=4,
+    channel_base=64,
+    channel_max=8,
+    decoder_width=8,
+    part_width=4,
+    feature_channels=4,
+    marching="sigma",
+    raw_resolution=8,
+    samples_coarse=6,
+    samples_fine=4,
+    sr_resolution=8,
+    sr_channels=(8,),
+)
+WORDS = ("a", "person", "with", "red", "blue", "hair", "wearing", "hat", ",")
+
+
+@pytest.fixture
+def generator() -> Generator:
+    torch.manual_seed(3)
+    return Generator(TINY_GENERATOR).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def network(generator: Generator, tmp_path: Path) -> Path:
+    """The same, as a file."""
+    path = tmp_path / "network.safetensors"
+    generator.save(path)
+    return path
+
+
+@pytest.fixture
+def clip() -> PortraitClip:
+    torch.manual_seed(0)
+    config = ClipConfig(8, 16, 8, TowerConfig(16, 1, 2), TowerConfig(16, 1, 2), length=10)
+    return PortraitClip(config, WORDS).eval()
+
+
+@pytest.fixture
+def reader() -> Reader:
+    torch.manual_seed(0)
+    return Reader(ReaderConfig(resolution=16, widths=(8, 16), groups=4)).eval()
+
+
+@pytest.fixture
+def identity() -> IdentityNet:
+    torch.manual_seed(0)
+    return IdentityNet(IdentityConfig(resolution=16, widths=(8, 8), groups=4, dim=6)).eval()
