@@ -19,7 +19,14 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
+from torch_utils import extension
+
 Pair = int | Sequence[int]  # one number for both axes, or (x, y)
+
+_NATIVE_TYPES = {
+    "cpu": (torch.float32, torch.float64),
+    "cuda": (torch.float16, torch.bfloat16, torch.float32, torch.float64),
+}
 
 
 def setup_filter(taps: Tensor | Sequence[float], *, normalize: bool = True, gain: float = 1.0) -> Tensor:
@@ -54,8 +61,16 @@ def upfirdn2d(
         f = x.new_ones((1, 1))
     elif f.ndim == 1:
         f = f.outer(f)
-    f = (f * gain if gain != 1 else f).to(x.dtype)
-    return _Upfirdn2d.apply(x, f, _Steps(_pair(up), _pair(down), _padding(padding), flip_filter))
+    f = f * gain if gain != 1 else f
+    steps = _Steps(_pair(up), _pair(down), _padding(padding), flip_filter)
+    largest = max(1, steps.up[0] * steps.up[1]) * x.numel()
+    if x.dtype in _NATIVE_TYPES.get(x.device.type, ()) and extension.use_native(
+        "upfirdn2d", impl, x.device, largest
+    ):
+        # taps of single precision even for pictures of half
+        f = (f if flip_filter else f.flip((0, 1))).to(torch.promote_types(x.dtype, torch.float32))
+        return _native(x, f, steps.up, steps.down, steps.padding)
+    return _Upfirdn2d.apply(x, f.to(x.dtype), steps)
 
 
 @dataclass(frozen=True)
@@ -128,6 +143,37 @@ def _reference(x: Tensor, f: Tensor, steps: _Steps) -> Tensor:
     )
     y = F.pad(y, rest) if any(rest) else y
     return y[:, :, ::down_y, ::down_x] if steps.down != (1, 1) else y
+
+
+# ---- The native operation: schema, shape and derivative of what ops/src/upfirdn2d.cpp computes. There f is
+# always correlated.
+
+
+def _fake(x: Tensor, f: Tensor, up: list[int], down: list[int], padding: list[int]) -> Tensor:
+    left, right, top, bottom = padding
+    height = (x.shape[2] * up[1] + top + bottom - f.shape[0]) // down[1] + 1
+    width = (x.shape[3] * up[0] + left + right - f.shape[1]) // down[0] + 1
+    pixels = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    memory = torch.channels_last if pixels else torch.contiguous_format
+    return torch.empty((*x.shape[:2], height, width), dtype=x.dtype, device=x.device, memory_format=memory)
+
+
+def _keep(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    x, f, up, down, padding = inputs
+    ctx.save_for_backward(f)
+    steps = _Steps(tuple(up), tuple(down), tuple(padding), flip=True)
+    ctx.steps = steps.transposed(x.shape, output.shape, f.shape)
+
+
+def _backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (f,) = ctx.saved_tensors
+    steps = ctx.steps
+    return _native(grad, f.flip((0, 1)), steps.up, steps.down, steps.padding), None, None, None, None
+
+
+_native = extension.define(
+    "upfirdn2d(Tensor x, Tensor f, int[] up, int[] down, int[] padding) -> Tensor", _fake, _backward, _keep
+)
 
 
 def filter2d(

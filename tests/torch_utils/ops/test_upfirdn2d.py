@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import product
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies
 
+from torch_utils import extension
 from torch_utils.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 
 ARGUMENTS = {
@@ -86,6 +90,132 @@ def test_vector_and_absent_filters():
     taps = torch.tensor([1.0, 2.0, 1.0])
     assert torch.equal(upfirdn2d(x, taps, padding=1), upfirdn2d(x, taps.outer(taps), padding=1))
     assert torch.equal(upfirdn2d(x, None), x)
+
+
+@pytest.fixture(scope="module")
+def native():
+    """Builds the native operation, or skips and says why."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        kinds = extension.loaded("upfirdn2d")
+    if "cpu" not in kinds:
+        pytest.skip(str(caught[-1].message) if caught else "native upfirdn2d is not available")
+
+
+@pytest.mark.timeout(800)  # the first of these tests may have to build: seconds on an idle machine
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_native_values_equal_the_published_ones(native, parity, name):
+    fixture = {key: torch.from_numpy(value) for key, value in parity("upfirdn2d").items()}
+    filter_name, arguments = ARGUMENTS[name]
+    y = upfirdn2d(fixture["x"], fixture[filter_name], **arguments, impl="native")
+    torch.testing.assert_close(y, fixture[name], rtol=0, atol=1e-10)
+
+
+@hypothesis.given(
+    size=strategies.tuples(*[strategies.integers(0, 3)] * 2, *[strategies.integers(1, 9)] * 2),
+    filter_size=strategies.tuples(*[strategies.integers(1, 9)] * 2),
+    up=strategies.tuples(*[strategies.integers(1, 3)] * 2),
+    down=strategies.tuples(*[strategies.integers(1, 3)] * 2),
+    padding=strategies.tuples(*[strategies.integers(-3, 5)] * 4),
+    separable=strategies.booleans(),
+    layout=strategies.sampled_from(["contiguous", "channels_last", "strided"]),
+)
+@hypothesis.settings(max_examples=120)
+def test_native_takes_any_steps_and_layout(native, size, filter_size, up, down, padding, separable, layout):
+    f = torch.randn(filter_size, dtype=torch.float64)
+    if separable:
+        f = f[:, 0].outer(f[0])
+    x = torch.randn(*size[:3], 2 * size[3], dtype=torch.float64)
+    x = x[..., ::2] if layout == "strided" else x[..., : size[3]].contiguous()
+    if layout == "channels_last":
+        x = x.to(memory_format=torch.channels_last)
+    left, right, top, bottom = padding
+    hypothesis.assume(size[3] * up[0] + left + right >= filter_size[1])
+    hypothesis.assume(size[2] * up[1] + top + bottom >= filter_size[0])
+    # the definition below cannot crop more than there is
+    hypothesis.assume(size[3] * up[0] + min(left, 0) + min(right, 0) >= 0)
+    hypothesis.assume(size[2] * up[1] + min(top, 0) + min(bottom, 0) >= 0)
+    arguments = dict(up=up, down=down, padding=padding)
+    found, expected = both(x, f, "native", arguments), step_by_step(x, f.flip((0, 1)), up, down, padding)
+    torch.testing.assert_close(found[0], expected, rtol=1e-12, atol=1e-12)
+    wide = x.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        step_by_step(wide, f.flip((0, 1)), up, down, padding).square().sum(), wide
+    )
+    torch.testing.assert_close(found[1], gradient, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("function", [upsample2d, downsample2d, filter2d])
+def test_native_equals_reference_on_pictures(native, function, layout):
+    # several strips and every vector width; channels-last keeps its layout
+    f = setup_filter((1, 3, 3, 1))
+    x = torch.randn(1, 37, 70, 150).to(memory_format=layout)
+    found, expected = (function(x, f, impl=impl) for impl in ("native", "reference"))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # sums of 16 products in another order
+    assert found.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize(("up", "down", "padding"), CASES[::3])
+def test_native_derivatives(native, up, down, padding):
+    x = torch.randn(1, 2, 6, 7, dtype=torch.float64, requires_grad=True)
+    f = torch.randn(4, 3, dtype=torch.float64)
+
+    def function(x):
+        return upfirdn2d(x, f, up=up, down=down, padding=padding, impl="native")
+
+    torch.autograd.gradcheck(function, (x,))
+    torch.autograd.gradgradcheck(function, (x,))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_native_is_a_good_citizen_of_torch(native, layout):
+    x = torch.randn(2, 3, 6, 7).to(memory_format=layout).requires_grad_()
+    arguments = (x, torch.randn(4, 3), [2, 1], [1, 2], [2, 1, 0, 1])
+    torch.library.opcheck(torch.ops.mate3d.upfirdn2d.default, arguments)
+
+
+def test_native_is_compiled_as_one_graph(native):
+    x, f = torch.randn(1, 2, 8, 8, requires_grad=True), setup_filter((1, 3, 3, 1))
+
+    def function(x, impl):
+        return upsample2d(x * 2, f, impl=impl)
+
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    y, expected = compiled(x, "native"), function(x, "reference")
+    torch.testing.assert_close(y, expected)
+    found, wanted = (torch.autograd.grad(value.square().sum(), x) for value in (y, expected))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_native_refuses_a_filter_larger_than_the_picture(native):
+    with pytest.raises(RuntimeError, match="4 taps for a picture of 3"):
+        upfirdn2d(torch.zeros(1, 1, 3, 3), torch.ones(4, 4), impl="native")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(("up", "down", "padding"), CASES[::2])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_kernel_equals_reference(up, down, padding, layout, dtype):
+    if "cuda" not in extension.loaded("upfirdn2d"):
+        pytest.skip("native upfirdn2d is not available for CUDA")
+    x = torch.randn(2, 3, 8, 7, device="cuda", dtype=dtype).to(memory_format=layout)
+    f = torch.randn(4, 3, device="cuda")
+    arguments = dict(up=up, down=down, padding=padding)
+    found = both(x, f, "native", arguments)
+    expected = both(x.double(), f.double(), "reference", arguments)
+    tolerance = {torch.bfloat16: 1e-1, torch.float16: 2e-2, torch.float32: 1e-4, torch.float64: 1e-12}[dtype]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
+
+
+def both(x, f, impl, arguments):
+    """The value, and the gradient of its squares' sum."""
+    x = x.detach().requires_grad_()
+    y = upfirdn2d(x, f, **arguments, impl=impl)
+    (gradient,) = torch.autograd.grad(y.square().sum(), x)
+    return y.detach(), gradient
 
 
 def step_by_step(x, correlate, up, down, padding):
