@@ -14,6 +14,7 @@ from torch_utils.device import choose_device
 from training.distillation import OBJECTIVES
 from training.editing.session import EditOptions, SourceOptions, export_mask, run_edit
 from training.editing.settings import EditSettings
+from training.prior import PriorMemory
 
 ROOT = Path(__file__).resolve().parent
 NETWORK = ROOT / "pretrained" / "portraits-64.safetensors"
@@ -34,6 +35,8 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--prior", help="Diffusion prior: a diffusers folder or a Hub name.", show_default="bundled")
 @click.option("--controlnet", help="ControlNet trained on masks, when the prior's folder has none.")
+@click.option("--attention-slicing", is_flag=True, help="Less memory for the prior, more time.")
+@click.option("--vae-tiling", is_flag=True, help="Less memory for the prior's autoencoder, slightly inexact.")
 @click.option("--seed", type=int, default=0, help="Whose portrait: the seed of its latent.")
 @click.option("--latent", type=_FILE, help="Its latent instead: .npz with ws, w or z.")
 @click.option("--trunc", type=float, default=0.7, help="Truncation of the latent.")
@@ -58,6 +61,8 @@ def main(
     network: Path,
     prior: str | None,
     controlnet: str | None,
+    attention_slicing: bool,
+    vae_tiling: bool,
     seed: int,
     latent: Path | None,
     trunc: float,
@@ -96,6 +101,7 @@ def main(
         outdir=outdir,
         prior=prior or str(PRIOR),
         controlnet=controlnet,
+        prior_memory=PriorMemory(attention_slicing=attention_slicing, vae_tiling=vae_tiling),
         source_prompt=source_prompt,
         classes=tuple(name.strip() for name in classes.split(",") if name.strip()) if classes else (),
         settings=config_files.load(EditSettings, chosen, overrides),

@@ -17,6 +17,7 @@ from dnnlib import config as config_files
 from dnnlib.errors import UserError
 from training.editing.export import save_edit, write_meshes, write_pictures, write_video
 from training.editing.inversion import load_latent
+from training.editing.keep import Embeddings
 from training.editing.optimise import EditOptimiser, EditResult, StepLosses
 from training.editing.region import EditRequest, edited_classes
 from training.editing.report import (
@@ -32,7 +33,7 @@ from training.editing.settings import EditSettings
 from training.generator import Rendering
 from training.network_source import find_network, open_network
 from training.pictures import look, to_uint8, write_png
-from training.prior import load_prior
+from training.prior import PriorMemory, load_prior
 from training.scene import Scene, camera_at, class_map, latent_of_seed, scene_of, ws_of_latent
 
 Say = Callable[[str], None]
@@ -61,6 +62,7 @@ class EditOptions:
     prior: str  # folder or Hub name
     source_prompt: str
     controlnet: str | None = None
+    prior_memory: PriorMemory = PriorMemory()
     classes: tuple[str, ...] = ()  # empty: those that differ between the masks
     settings: EditSettings = EditSettings()
     command: str = ""
@@ -111,13 +113,16 @@ def run_edit(source_options: SourceOptions, options: EditOptions, say: Say) -> R
     source_options = replace(source_options, network=find_network(source_options.network))
     source = open_source(source_options)
     request = read_request(source, options, say)
-    prior = load_prior(options.prior, options.controlnet, device=source_options.device)
+    device = source_options.device
+    prior = load_prior(options.prior, options.controlnet, device=device, memory=options.prior_memory)
     options.outdir.mkdir(parents=True, exist_ok=True)
     names = [source.labels.names[c] for c in request.classes]
     say(f"editing {', '.join(names)}: {options.prompt}")
+    clip = _load_clip(source_options.device) if options.settings.weights.clip else None
     optimiser = EditOptimiser(
-        source.scene, prior, request, options.prompt, options.source_prompt, options.settings
+        source.scene, prior, request, options.prompt, options.source_prompt, options.settings, clip
     )
+    prior.free_text_encoder()  # all prompts are embedded
     prepared = time.monotonic()
     result = _optimise(optimiser, options.settings.steps)
     optimised = time.monotonic()
@@ -159,6 +164,13 @@ def read_request(source: Source, options: EditOptions, say: Say) -> EditRequest:
     else:
         classes = edited_classes(requested, rendered)
     return EditRequest(requested, rendered, source.camera, classes)
+
+
+def _load_clip(device: str) -> Embeddings:
+    """The bundled CLIP. Its package takes seconds to import, and few edits want it."""
+    from training.metrics.clip import PortraitClip
+
+    return PortraitClip.load(device=device)
 
 
 def _optimise(optimiser: EditOptimiser, steps: int) -> EditResult:

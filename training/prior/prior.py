@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +19,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from datasets.labels import LabelSet
 from dnnlib.errors import UserError
-from dnnlib.files import read_json
-from training.prior.models import NORMAL_PREFIX, PRIOR_FILE, PriorParts
+from training.prior.models import NORMAL_PREFIX, PriorParts
+from training.prior.precision import scaled_gradients
 from training.prior.vocabulary import Vocabulary
 
 
@@ -65,12 +64,13 @@ class Prior(nn.Module):
     ) -> None:
         super().__init__()
         self.vae = vae
-        self.text_encoder = text_encoder
+        self.text_encoder: CLIPTextModel | None = text_encoder
         self.tokenizer = tokenizer
         self.unet = unet
         self.controlnet = controlnet
         self.scheduler = scheduler
         self.vocabulary = vocabulary
+        self._kept: dict[str, Tensor] = {}  # embeddings (1, L, D) that outlive the text encoder
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float(), persistent=False)  # (T,)
         self.requires_grad_(False).eval()
 
@@ -106,8 +106,11 @@ class Prior(nn.Module):
         """
         if images.shape[-2:] != (self.image_size, self.image_size):
             images = F.interpolate(images, (self.image_size,) * 2, mode="bilinear", antialias=True)
-        mean = self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode().float()
+        mean = scaled_gradients(self._posterior_mean, images, self.vae.dtype)
         return (mean - self._shift) * self.vae.config.scaling_factor
+
+    def _posterior_mean(self, images: Tensor) -> Tensor:
+        return self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode().float()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (N, 4, h, w) to pictures (N, 3, H, W) in about [-1, 1] float32. Differentiable."""
@@ -117,6 +120,10 @@ class Prior(nn.Module):
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Tensor:
         """Prompts to text embeddings (N, L, D). Words that it cannot know are left out, with a warning."""
+        if self.text_encoder is None:
+            if missing := [prompt for prompt in prompts if prompt not in self._kept]:
+                raise ValueError(f"the text encoder has been freed, and {missing[0]!r} was not kept before")
+            return torch.cat([self._kept[prompt] for prompt in prompts])
         known = [self.vocabulary.known_part(prompt) for prompt in prompts]
         tokens = self.tokenizer(
             known,
@@ -126,6 +133,13 @@ class Prior(nn.Module):
             return_tensors="pt",
         )
         return self.text_encoder(tokens.input_ids.to(self.device))[0]
+
+    def free_text_encoder(self, kept: tuple[str, ...] = ("", NORMAL_PREFIX)) -> None:
+        """Gives its memory back, once all prompts are embedded. Those in ``kept`` can be embedded again."""
+        self._kept = dict(zip(kept, self.embed(list(kept)).split(1), strict=True))
+        self.text_encoder = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def negative_prompt(self, normals: bool) -> str:
         """What guidance should compare a prompt with.
@@ -265,78 +279,3 @@ def prior_of(parts: PriorParts) -> Prior:
     """The prior made of ``parts``, sharing their weights (which it freezes)."""
     return Prior(**parts.modules(), tokenizer=parts.tokenizer, scheduler=parts.scheduler,
                  vocabulary=Vocabulary(parts.words))  # fmt: skip
-
-
-def load_prior(
-    path: str | Path,
-    controlnet: str | Path | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> Prior:
-    """Load the small prior or Stable Diffusion 1.5 from a diffusers folder or a name on the Hugging Face Hub.
-
-    ``controlnet`` is another folder or name; by default the ``controlnet`` subfolder, where there is one.
-    """
-    source = _source(path, "--prior")
-    folder = Path(source)
-    if controlnet is not None:
-        control = _read(ControlNetModel, _source(controlnet, "--controlnet"), None, dtype)
-    elif (folder / "controlnet").is_dir():
-        control = _read(ControlNetModel, source, "controlnet", dtype)
-    else:
-        control = None
-    words = read_json(folder / PRIOR_FILE).get("words") if (folder / PRIOR_FILE).is_file() else None
-    prior = Prior(
-        vae=_read(AutoencoderKL, source, "vae", dtype),
-        text_encoder=_read(CLIPTextModel, source, "text_encoder", dtype),
-        tokenizer=_read(CLIPTokenizer, source, "tokenizer", None),
-        unet=_read(UNet2DConditionModel, source, "unet", dtype),
-        controlnet=control,
-        scheduler=_read(DDPMScheduler, source, "scheduler", None),
-        vocabulary=Vocabulary(words, name=f"the prior {folder.name}"),
-    )
-    _check(prior, source)
-    return prior.to(device)
-
-
-def _source(path: str | Path, option: str) -> str:
-    """A folder that exists, or what may be a name on the Hub ('owner/name')."""
-    text = str(path)
-    if Path(text).is_dir():
-        return text
-    if text.count("/") != 1 or text[0] in "./~" or "\\" in text:
-        raise UserError(
-            f"{option}: there is no folder {text}; give a diffusers folder or a Hub name owner/name"
-        )
-    return text
-
-
-def _read(cls: Any, source: str, subfolder: str | None, dtype: torch.dtype | None) -> Any:
-    options: dict[str, Any] = {} if dtype is None else {"torch_dtype": dtype}
-    if subfolder is not None:
-        options["subfolder"] = subfolder
-    try:
-        return cls.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:  # missing files, no network, a folder of another kind
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"cannot load {subfolder or cls.__name__} of {source}: {reason}") from error
-
-
-def _check(prior: Prior, source: str) -> None:
-    if prior.unet.config.in_channels != prior.latent_channels:
-        raise UserError(
-            f"the UNet of {source} takes {prior.unet.config.in_channels} channels and its VAE makes "
-            f"{prior.latent_channels}: an inpainting model? Give a text-to-image one, as Stable Diffusion 1.5"
-        )
-    kind = prior.scheduler.config.prediction_type
-    if kind not in ("epsilon", "v_prediction"):
-        raise UserError(
-            f"{source} predicts '{kind}'; only 'epsilon' and 'v_prediction' models can be distilled here"
-        )
-    wanted, width = prior.unet.config.cross_attention_dim, prior.text_encoder.config.hidden_size
-    control = wanted if prior.controlnet is None else prior.controlnet.config.cross_attention_dim
-    if not wanted == width == control:
-        raise UserError(
-            f"text width {width}, UNet {wanted} and ControlNet {control} of {source} differ: they belong to "
-            "different versions of Stable Diffusion"
-        )

@@ -4,8 +4,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionControlNetPipeline
 
+from training.prior.load import load_prior
 from training.prior.models import NORMAL_PREFIX, build_parts, save_parts, words_of
-from training.prior.prior import load_prior, prior_of
+from training.prior.prior import prior_of
 
 
 @pytest.fixture(scope="module")

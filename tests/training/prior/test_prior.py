@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, PNDMScheduler, UNet2DConditionModel
@@ -5,8 +7,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from datasets.labels import label_set
 from dnnlib.errors import UserError
+from training.prior.load import PriorMemory, load_prior
 from training.prior.models import build_parts, words_of
-from training.prior.prior import NORMAL_PREFIX, load_prior, prior_of
+from training.prior.precision import scaled_gradients
+from training.prior.prior import NORMAL_PREFIX, prior_of
 from training.prior.vocabulary import build_tokenizer
 
 LABELS = label_set("ffhq-mask")
@@ -193,3 +197,105 @@ def test_wrong_paths_and_folders_are_one_line(tmp_path, stable_diffusion):
         load_prior(tmp_path / "empty")
     with pytest.raises(UserError, match="--controlnet"):
         load_prior(stable_diffusion[0], controlnet=tmp_path / "absent")
+
+
+def test_a_freed_text_encoder_leaves_what_was_kept(stable_diffusion):
+    prior = load_prior(*stable_diffusion)
+    text, nothing = prior.embed(["a cat"]), prior.embed([""])
+    latents, t = torch.randn(1, 4, 8, 8), torch.tensor([10])
+    before = prior.predict_noise(latents, t, text, None, guidance_scale=7.5).noise
+    parameters = sum(p.numel() for p in prior.parameters())
+    prior.free_text_encoder()
+    assert sum(p.numel() for p in prior.parameters()) < parameters
+    torch.testing.assert_close(prior.embed([""]), nothing)
+    torch.testing.assert_close(prior.predict_noise(latents, t, text, None, guidance_scale=7.5).noise, before)
+    with pytest.raises(ValueError, match="'a dog' was not kept"):
+        prior.embed(["a dog"])
+
+
+def test_attention_slicing_changes_nothing(stable_diffusion):
+    plain = load_prior(*stable_diffusion)
+    sliced = load_prior(*stable_diffusion, memory=PriorMemory(attention_slicing=True))
+    kinds = {type(p).__name__ for p in sliced.unet.attn_processors.values()}
+    assert kinds == {"SlicedAttnProcessor"} != {type(p).__name__ for p in plain.unet.attn_processors.values()}
+    latents, t, text = torch.randn(2, 4, 8, 8), torch.tensor([10]), plain.embed(["a cat"])
+    condition = plain.condition(torch.randint(LABELS.count, (2, 64, 64)), LABELS)
+    one, other = (
+        p.predict_noise(latents, t, text, condition, guidance_scale=7.5).noise for p in (plain, sliced)
+    )
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)  # another order of summation
+
+
+def test_tiling_encodes_in_pieces(stable_diffusion):
+    """Tiles have normalisations of their own, so their latents differ; shapes and gradients do not."""
+    tiled = load_prior(*stable_diffusion, memory=PriorMemory(vae_tiling=True))
+    seen = []
+    tiled.vae.encoder.register_forward_hook(lambda module, args, out: seen.append(args[0].shape[-1]))
+    picture = torch.rand(1, 3, 64, 64, requires_grad=True)
+    latents = tiled.encode(picture)
+    assert max(seen) == 32 and len(seen) > 4 and latents.shape == (1, 4, 8, 8)
+    latents.sum().backward()
+    assert (picture.grad != 0).any(1).float().mean() > 0.99
+    assert tiled.decode(latents.detach()).shape == (1, 3, 64, 64)
+
+
+def test_gradients_survive_half_precision():
+    """A gradient of 1e-9 is zero in float16, and comes through all the same."""
+    weight = torch.randn(5, 4)
+
+    def function(x):
+        return (x.half() @ weight.half().T).float().tanh()
+
+    x = torch.randn(3, 4)
+    gradients = []
+    for run in (lambda x: function(x), lambda x: scaled_gradients(function, x, torch.float16)):
+        leaf = x.clone().requires_grad_()
+        (1e-9 * run(leaf)).sum().backward()
+        gradients.append(leaf.grad)
+    exact = x.clone().requires_grad_()
+    (1e-9 * (exact @ weight.T).tanh()).sum().backward()
+    assert gradients[0].abs().max() == 0
+    torch.testing.assert_close(gradients[1] * 1e9, exact.grad * 1e9, atol=2e-2, rtol=2e-2)  # half has 11 bits
+    with torch.no_grad():
+        torch.testing.assert_close(scaled_gradients(function, x, torch.float16), function(x))
+    zero = x.clone().requires_grad_()
+    (0 * scaled_gradients(function, zero, torch.float16)).sum().backward()
+    assert torch.equal(zero.grad, torch.zeros_like(x))
+
+
+def test_only_safetensors_are_read(stable_diffusion, tmp_path):
+    folder, control = stable_diffusion
+    for name in ("unet", "text_encoder"):
+        copy = tmp_path / name
+        shutil.copytree(folder, copy)
+        for file in (copy / name).glob("*.safetensors"):
+            file.rename(file.with_suffix(".bin"))
+        with pytest.raises(UserError, match=f"{name} of .*could run code when read; only safetensors"):
+            load_prior(copy)
+
+
+def test_half_precision_variants_are_found(stable_diffusion, tmp_path):
+    folder, control = stable_diffusion
+    shutil.copytree(folder, tmp_path / "sd")
+    for file in (tmp_path / "sd").glob("*/*.safetensors"):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    one, other = load_prior(folder).state_dict(), load_prior(tmp_path / "sd").state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion-v1-5", "Ellis/MaTe3D", "Ellis/MaTe3D/controlnet/faces"])
+def test_names_of_the_hub_without_a_network(name, tmp_path, monkeypatch):
+    asked = {}
+
+    def absent(source, **options):
+        asked.update(options, source=source)
+        raise OSError("we couldn't connect\nto the Hub")
+
+    monkeypatch.setattr(AutoencoderKL, "from_pretrained", absent)
+    with pytest.raises(UserError, match="hf download .* --local-dir FOLDER") as error:
+        load_prior(name)
+    assert "\n" not in str(error.value) and asked["use_safetensors"] is True
+    if name == "stable-diffusion-v1-5":
+        assert asked["source"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    if name.endswith("faces"):
+        assert (asked["source"], asked["subfolder"]) == ("Ellis/MaTe3D", "controlnet/faces/vae")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from dnnlib import config as config_files
 from dnnlib.errors import UserError
 from train_prior import main
-from training.prior.prior import load_prior
+from training.prior.load import load_prior
 from training.prior.train import train_prior
 
 
