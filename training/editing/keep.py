@@ -6,6 +6,8 @@ Pure functions on tensors. P classes, (N, R, S) samples along R rays of N views.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from training.rendering.renderer import RaySamples
 # among 19.
 _MASK_LOGIT_SCALE = 5.0
 _PART_SHARPNESS = 20.0  # as the renderer's mask: sigmoid(-20 s_p)
+_LEAST_CHANGE = 0.05  # of unit vectors; different people are about 1 apart
 _TINY = 1e-12  # keeps logarithms finite; far below the weight of any sample that could ever be seen
 
 
@@ -87,6 +90,27 @@ def image_outside(image: Tensor, source: Tensor, footprint: Tensor) -> Tensor:
     """Mean |image - source| over the pixels outside the footprint; (N, 3, H, W) twice and (N, H, W) bool."""
     outside = (~footprint).to(image)[:, None]
     return ((image - source).abs() * outside).sum() / (outside.sum() * image.shape[1]).clamp_min(1)
+
+
+class Embeddings(Protocol):
+    """What the directional loss needs of a CLIP: unit vectors (N, D) of pictures and of sentences."""
+
+    def encode_images(self, images: Tensor) -> Tensor: ...
+    def encode_texts(self, texts: Sequence[str]) -> Tensor: ...
+
+
+def clip_direction(clip: Embeddings, before: Tensor, after: Tensor, words: Tensor) -> Tensor:
+    """``1 - cos(E(after) - E(before), T_1 - T_0)``, the mean over views (Gal et al. 2022).
+
+    Pictures (N, 3, H, W); words (2, D), embeddings of the source's sentence and of the wanted one. A change
+    is taken to be at least _LEAST_CHANGE long: an edit begins with none, which has no direction.
+    """
+    with torch.no_grad():
+        start = clip.encode_images(before)
+    change = clip.encode_images(after) - start
+    wanted = functional.normalize(words[1:] - words[:1], dim=1)
+    length = (change.square().sum(1) + _LEAST_CHANGE**2).sqrt()
+    return 1 - ((change * wanted).sum(1) / length).mean()
 
 
 def sdf_outside(frozen: Field, learned: Field, region: Region, points: Tensor) -> Tensor:

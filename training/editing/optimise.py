@@ -48,6 +48,7 @@ class StepLosses:
     consistency: float
     region: float  # share of the box that may change
     total: float
+    clip: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class EditOptimiser:
         prior: the diffusion prior; frozen.
         request: the mask, its camera and the edited classes.
         prompt: what the edited portrait should show; source_prompt: what the source shows.
+        clip: for the directional loss, where its weight is not 0.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class EditOptimiser:
         prompt: str,
         source_prompt: str,
         settings: EditSettings | None = None,
+        clip: keep.Embeddings | None = None,
     ) -> None:
         self.settings = settings = settings or EditSettings()
         self.objective = distillation.objective(settings.objective)
@@ -102,6 +105,8 @@ class EditOptimiser:
         with torch.no_grad():
             self.prompts = _embed(prior, prompt, source_prompt)
             self.views = source_views(source, prior, request, settings)
+            self.clip = clip if settings.weights.clip else None
+            self.words = None if self.clip is None else self.clip.encode_texts([source_prompt, prompt])
             depth = source.render(request.camera, Want(image=False, mask=False), deterministic=True).depth[
                 0, 0
             ]
@@ -256,11 +261,16 @@ class EditOptimiser:
             final = keep.mask_cross_entropy(rendering.mask[own : own + 1], request.requested, request.changed)
             mask = 0.5 * (rays + final)
         points = torch.rand(self.settings.keep_points, 3, generator=self.random) - 0.5
+        sources = torch.cat([view.source_image for view in views])
+        clip = {}
+        if self.clip is not None:
+            clip["clip"] = keep.clip_direction(self.clip, sources, rendering.image, self.words)
         return {
+            **clip,
             "mask": mask,
             "image": keep.image_outside(
                 rendering.image,
-                torch.cat([view.source_image for view in views]),
+                sources,
                 torch.cat([view.footprint for view in views]),
             ),
             "sdf": keep.sdf_outside(

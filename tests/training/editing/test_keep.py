@@ -114,3 +114,34 @@ def test_eikonal_and_consistency_see_the_inside_only() -> None:
     )
     assert keep.eikonal_inside(samples, region) == pytest.approx(4.0)
     assert keep.consistency_inside(samples, region) == pytest.approx(0.04)
+
+
+class _Colours:
+    """Embeds a picture by its mean colour, and sentences by the colours they name."""
+
+    def encode_images(self, images):
+        return images.mean((2, 3))
+
+    def encode_texts(self, texts):
+        return torch.tensor([[float(c in text) for c in ("red", "green", "blue")] for text in texts])
+
+
+def test_the_directional_loss_is_zero_for_the_wanted_change_and_two_for_its_opposite():
+    words = _Colours().encode_texts(["a hat", "a red hat"])
+    before = torch.zeros(2, 3, 4, 4)
+    step = torch.zeros_like(before)
+    step[:, 0] = 1
+    # the least change, 0.05 of a change of 1, leaves 0.1 %
+    assert keep.clip_direction(_Colours(), before, before + step, words).item() == pytest.approx(0, abs=2e-3)
+    assert keep.clip_direction(_Colours(), before, before - step, words).item() == pytest.approx(2, abs=2e-3)
+    assert keep.clip_direction(_Colours(), before, before, words).item() == 1
+
+
+def test_the_directional_loss_has_a_bounded_gradient_where_nothing_has_changed():
+    words = _Colours().encode_texts(["a hat", "a red hat"])
+    image = torch.zeros(1, 3, 4, 4, requires_grad=True)
+    keep.clip_direction(_Colours(), torch.zeros(1, 3, 4, 4), image, words).backward()
+    assert (image.grad[0, 0] < 0).all() and image.grad[
+        0, 1:
+    ].abs().max() == 0  # towards red, 1 / 0.05 at most
+    assert image.grad.sum().abs() <= 20.01

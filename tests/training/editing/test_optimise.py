@@ -142,3 +142,31 @@ def test_nonfinite_gradients_are_left_out_and_end_the_edit(source, prior, reques
     with pytest.raises(UserError, match="non-finite"):
         edit.run()
     assert all(torch.isfinite(tensor).all() for tensor in edit.portrait.learned.state_dict().values())
+
+
+class _Brightness:
+    """A CLIP that knows only how bright a picture is."""
+
+    def encode_images(self, images):
+        return images.mean((1, 2, 3))[:, None] * torch.ones(1, 2)
+
+    def encode_texts(self, texts):
+        return torch.tensor([[float("red" in text)] * 2 for text in texts])
+
+
+def test_the_directional_loss_counts_only_where_it_has_a_weight(source, prior, request_) -> None:
+    weights = dataclasses.replace(EditWeights(), clip=1.0)
+    edit = EditOptimiser(
+        source,
+        prior,
+        request_,
+        "a red thing",
+        "a thing",
+        dataclasses.replace(SETTINGS, weights=weights),
+        _Brightness(),
+    )
+    losses = edit.run().losses
+    assert losses[0].clip == pytest.approx(1, abs=1e-4)  # nothing has changed yet
+    assert losses[-1].clip != losses[0].clip
+    off = EditOptimiser(source, prior, request_, "a red thing", "a thing", SETTINGS, _Brightness())
+    assert off.clip is None and off.step(0).clip == 0
