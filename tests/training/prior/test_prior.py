@@ -2,16 +2,15 @@ import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, PNDMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers import AutoencoderKL
 
 from datasets.labels import label_set
 from dnnlib.errors import UserError
+from tests.stable_diffusion_files import write_stable_diffusion
 from training.prior.load import PriorMemory, load_prior
 from training.prior.models import build_parts, words_of
 from training.prior.precision import scaled_gradients
 from training.prior.prior import NORMAL_PREFIX, prior_of
-from training.prior.vocabulary import build_tokenizer
 
 LABELS = label_set("ffhq-mask")
 
@@ -26,30 +25,7 @@ def prior(tiny_config):
 @pytest.fixture(scope="module")
 def stable_diffusion(tmp_path_factory):
     """Folders of Stable Diffusion 1.5's class layout with tiny widths, and of a ControlNet."""
-    folder = tmp_path_factory.mktemp("hub") / "sd"
-    tokenizer = build_tokenizer(["a", "cat"], 16)
-    tokenizer.save_pretrained(folder / "tokenizer")
-    CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-            num_attention_heads=2, max_position_embeddings=16,
-        )
-    ).save_pretrained(folder / "text_encoder")  # fmt: skip
-    AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(4, 4, 8, 8), norm_num_groups=2, latent_channels=4, scaling_factor=0.18215,
-    ).save_pretrained(folder / "vae")  # fmt: skip
-    unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(4, 8, 8, 8), norm_num_groups=2, cross_attention_dim=16,
-        attention_head_dim=2, layers_per_block=2,
-    )  # fmt: skip
-    unet.save_pretrained(folder / "unet")
-    PNDMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
-    ).save_pretrained(folder / "scheduler")
-    control = folder.parent / "faces"
-    ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 4, 8, 8)).save_pretrained(control)
-    return folder, control
+    return write_stable_diffusion(tmp_path_factory.mktemp("hub"))
 
 
 def test_sizes(prior):
