@@ -66,6 +66,7 @@ NATIVE: dict[str, frozenset[str]] = {
 # where it was measured and repays the build. docs/performance.md has the figures.
 AUTO: dict[str, Mapping[str, int]] = {
     "bias_act": {"cpu": 1 << 16},
+    "upfirdn2d": {"cpu": 1 << 15},
     "fused_mlp": {"cpu": 1 << 18},  # hidden values
     "triplane_sample": {"cpu": 1 << 16},  # features
 }

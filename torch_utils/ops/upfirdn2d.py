@@ -63,10 +63,10 @@ def upfirdn2d(
         f = f.outer(f)
     f = f * gain if gain != 1 else f
     steps = _Steps(_pair(up), _pair(down), _padding(padding), flip_filter)
-    largest = max(1, steps.up[0] * steps.up[1]) * x.numel()
-    if x.dtype in _NATIVE_TYPES.get(x.device.type, ()) and extension.use_native(
-        "upfirdn2d", impl, x.device, largest
-    ):
+    if impl == "auto" and not _pays(x, steps):
+        impl = "reference"
+    supported = x.dtype in _NATIVE_TYPES.get(x.device.type, ())
+    if supported and extension.use_native("upfirdn2d", impl, x.device, x.numel()):
         # taps of single precision even for pictures of half
         f = (f if flip_filter else f.flip((0, 1))).to(torch.promote_types(x.dtype, torch.float32))
         return _native(x, f, steps.up, steps.down, steps.padding)
@@ -147,6 +147,15 @@ def _reference(x: Tensor, f: Tensor, steps: _Steps) -> Tensor:
 
 # ---- The native operation: schema, shape and derivative of what ops/src/upfirdn2d.cpp computes. There f is
 # always correlated.
+
+
+def _pays(x: Tensor, steps: _Steps) -> bool:
+    """Whether the native operation is the faster one here. On a CPU it takes each row by itself, which costs
+    short ones too much, and channels-last pictures take it as long as the reference."""
+    if x.device.type != "cpu":
+        return True
+    rows_are_long = steps.up[0] * x.shape[3] >= 48
+    return rows_are_long and (x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last))
 
 
 def _fake(x: Tensor, f: Tensor, up: list[int], down: list[int], padding: list[int]) -> Tensor:

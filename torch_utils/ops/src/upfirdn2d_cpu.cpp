@@ -49,20 +49,6 @@ void correlate_any(const T* x, int64_t step, const T* taps, int64_t count, T* y,
   if (count == 0 && !add) std::fill(y, y + n, T(0));
 }
 
-// y_i (+)= sum_k taps_k rows_k[i]
-template <int count, bool add, typename T>
-void combine(const T* const* rows, const T* taps, T* __restrict__ y, int64_t n) {
-  const T* __restrict__ row[count];
-  for (int k = 0; k < count; ++k) row[k] = rows[k];
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    T sum = add ? y[i] : T(0);
-#pragma GCC unroll 4
-    for (int k = 0; k < count; ++k) sum += taps[k] * row[k][i];
-    y[i] = sum;
-  }
-}
-
 // Both phases of up-sampling by two, of as many taps each: y_2m = sum_k even_k a_{m+k}, y_2m+1 likewise of b.
 template <int count, bool add, typename T>
 void up_two(const T* __restrict__ a, const T* even, const T* __restrict__ b, const T* odd, T* __restrict__ y,
@@ -85,18 +71,23 @@ class Filter {
  public:
   explicit Filter(const UpfirdnArguments<T, T>& arguments) : a_(arguments) {
     separable_ = factorise();
+    plan_rows();
   }
 
   void run() const {
     if (a_.inner == 1 && a_.columns.up * a_.columns.down > 2) return run_pixels();
-    const int64_t strip = std::max<int64_t>(8, kStrip / a_.inner);
-    const int64_t strips = (a_.columns.out + strip - 1) / strip, rows = a_.outer * strips * a_.rows.out;
-    const int64_t grain = std::max<int64_t>(1, kGrain / (std::min(strip, a_.columns.out) * a_.inner));
-    at::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+    const int64_t width = std::min(a_.columns.out, std::max<int64_t>(8, kStrip / a_.inner));
+    const int64_t strips = (a_.columns.out + width - 1) / width, items = a_.outer * strips;
+    const int64_t grain = std::max<int64_t>(1, kGrain / (width * a_.inner));
+    at::parallel_for(0, items * a_.rows.out, grain, [&](int64_t begin, int64_t end) {
       std::vector<T> buffer;
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t oy = i % a_.rows.out, start = i / a_.rows.out % strips * strip;
-        row(i / a_.rows.out / strips, oy, start, std::min(a_.columns.out, start + strip), buffer);
+      for (int64_t i = begin; i < end;) {  // the rows of one strip of one picture, as far as they are ours
+        const int64_t item = i / a_.rows.out, first = i % a_.rows.out;
+        const int64_t rows = std::min(end - i, a_.rows.out - first), start = item % strips * width;
+        const Strip strip = strip_of(start, std::min(a_.columns.out, start + width));
+        buffer.assign((strip.high - strip.low) * a_.inner, T(0));
+        for (int64_t oy = first; oy < first + rows; ++oy) row(item / strips, oy, strip, buffer.data());
+        i += rows;
       }
     });
   }
@@ -132,61 +123,66 @@ class Filter {
     });
   }
 
-  // Columns begin ... end of row oy of picture n.
-  void row(int64_t n, int64_t oy, int64_t begin, int64_t end, std::vector<T>& buffer) const {
-    const Axis& all = a_.columns;
-    T* y = a_.y + ((n * a_.rows.out + oy) * all.out + begin) * a_.inner;
-    // The pixels that these columns read, from `low` on; `part` counts columns and pixels from the strip's own.
-    const int64_t low = first_tap(all, begin).at;
-    const int64_t last = (end - 1) * all.down - all.before + all.taps - 1;
-    const int64_t high = (last >= 0 ? last / all.up : -((all.up - 1 - last) / all.up)) + 1;
-    const Axis part{high - low, end - begin, all.up, all.down, all.before - begin * all.down + low * all.up, all.taps};
-    const FirstTap first = first_tap(a_.rows, oy);
-    const int64_t count = first.tap < a_.rows.taps ? (a_.rows.taps - first.tap + a_.rows.up - 1) / a_.rows.up : 0;
-    static thread_local std::vector<const T*> rows;
-    static thread_local std::vector<T> taps;
-    rows.clear();
-    taps.clear();
-    bool any = false;
-    for (int64_t k = 0; k < count; ++k) {
-      const int64_t iy = first.at + k, tap = first.tap + k * a_.rows.up;
-      if (iy < 0 || iy >= a_.rows.in) continue;
-      const T* row = a_.x + (n * a_.rows.in + iy) * all.in * a_.inner;
-      if (separable_) {
-        rows.push_back(row);
-        taps.push_back(vertical_[tap]);
-      } else {
-        const T one = 1;
-        gather(&row, &one, 1, low, high, buffer);
-        along(buffer.data(), a_.f + tap * all.taps, part, y, any);
-        any = true;
-      }
+  // The rows of the picture that a row of the result adds up, from `at` on, and their vertical taps.
+  struct Row {
+    int64_t at, count;
+    const T* taps;  // of a separable filter
+    int64_t tap;    // number of the first; the next one comes `up` later
+  };
+
+  void plan_rows() {
+    const Axis& axis = a_.rows;
+    vertical_by_phase_.resize(axis.up);
+    for (int64_t phase = 0; separable_ && phase < axis.up; ++phase) {
+      for (int64_t tap = phase; tap < axis.taps; tap += axis.up) vertical_by_phase_[phase].push_back(vertical_[tap]);
     }
-    if (!rows.empty()) {
-      gather(rows.data(), taps.data(), int64_t(rows.size()), low, high, buffer);
-      along(buffer.data(), horizontal_.data(), part, y, false);
-    } else if (!any) {
-      std::fill(y, y + part.out * a_.inner, T(0));
+    for (int64_t oy = 0; oy < axis.out; ++oy) {
+      const FirstTap first = first_tap(axis, oy);
+      const int64_t count = first.tap < axis.taps ? (axis.taps - first.tap + axis.up - 1) / axis.up : 0;
+      const int64_t skip = std::min(count, std::max<int64_t>(0, -first.at));  // rows above the picture are zero
+      const int64_t kept = std::max<int64_t>(0, std::min(count, axis.in - first.at) - skip);
+      const T* taps = kept && separable_ ? vertical_by_phase_[first.tap].data() + skip : nullptr;
+      rows_.push_back({first.at + skip, kept, taps, first.tap + skip * axis.up});
     }
   }
 
-  // Pixels low ... high of the weighted sum of rows, with zeros outside of the picture.
-  void gather(const T* const* rows, const T* taps, int64_t count, int64_t low, int64_t high,
-              std::vector<T>& buffer) const {
-    buffer.resize(std::max<int64_t>(0, high - low) * a_.inner);
-    const int64_t from = std::clamp<int64_t>(0, low, high), to = std::clamp(a_.columns.in, from, high);
-    T* inside = buffer.data() + (from - low) * a_.inner;
-    const int64_t n = (to - from) * a_.inner;
-    std::fill(buffer.data(), inside, T(0));
-    std::fill(inside + n, buffer.data() + buffer.size(), T(0));
-    const T* shifted[kGroup];
-    for (int64_t k = 0; k < count; k += kGroup) {
-      const int64_t group = std::min(kGroup, count - k);
-      for (int64_t i = 0; i < group; ++i) shifted[i] = rows[k + i] + from * a_.inner;
-      with_count(group, [&]<int known>() {
-        if (k > 0) combine<known, true>(shifted, taps + k, inside, n);
-        else combine<known, false>(shifted, taps + k, inside, n);
-      });
+  // Columns begin ... end of the result, and pixels low ... high of a row that they read; those outside of the
+  // picture are zeros in the buffer, those of from ... to are in it. `axis` counts from the strip's own first ones.
+  struct Strip {
+    int64_t begin, low, high, from, to;
+    Axis axis;
+  };
+
+  Strip strip_of(int64_t begin, int64_t end) const {
+    const Axis& all = a_.columns;
+    const int64_t low = first_tap(all, begin).at;
+    const int64_t last = (end - 1) * all.down - all.before + all.taps - 1;
+    const int64_t high =
+        std::max(low, (last >= 0 ? last / all.up : -((all.up - 1 - last) / all.up)) + 1);
+    const int64_t from = std::clamp<int64_t>(0, low, high), to = std::clamp(all.in, from, high);
+    const int64_t before = all.before - begin * all.down + low * all.up;
+    return {begin, low, high, from, to, {high - low, end - begin, all.up, all.down, before, all.taps}};
+  }
+
+  // A strip of row oy of picture n. The buffer holds zeros where it is outside of the picture.
+  void row(int64_t n, int64_t oy, const Strip& strip, T* buffer) const {
+    const Row& row = rows_[oy];
+    T* y = a_.y + ((n * a_.rows.out + oy) * a_.columns.out + strip.begin) * a_.inner;
+    if (row.count == 0) {
+      std::fill(y, y + strip.axis.out * a_.inner, T(0));
+      return;
+    }
+    const int64_t pitch = a_.columns.in * a_.inner, length = (strip.to - strip.from) * a_.inner;
+    const T* x = a_.x + (n * a_.rows.in + row.at) * pitch + strip.from * a_.inner;
+    T* inside = buffer + (strip.from - strip.low) * a_.inner;
+    if (separable_) {
+      correlate_any<1>(x, pitch, row.taps, row.count, inside, length, false);
+      along(buffer, horizontal_.data(), strip.axis, y, false);
+      return;
+    }
+    for (int64_t k = 0; k < row.count; ++k) {
+      std::copy_n(x + k * pitch, length, inside);
+      along(buffer, a_.f + (row.tap + k * a_.rows.up) * a_.columns.taps, strip.axis, y, k > 0);
     }
   }
 
@@ -237,6 +233,8 @@ class Filter {
   UpfirdnArguments<T, T> a_;
   bool separable_ = false;
   std::vector<T> vertical_, horizontal_;
+  std::vector<std::vector<T>> vertical_by_phase_;
+  std::vector<Row> rows_;
 };
 
 }  // namespace
