@@ -55,13 +55,16 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[f
     """Precision and recall of Kynkaanniemi et al. 2019.
 
     A set's manifold is the union of balls round its points that reach to their k-th nearest neighbour.
-    Precision: share of fakes in the manifold of the reals; recall: share of reals in that of the fakes.
+    Precision: share of fakes in the manifold of the reals; recall: share of reals in that of the fakes. Balls
+    larger than the median one are left out, as the paper does for its realism: the ball of a single outlier
+    can hold a whole set of nonsense.
     """
 
     def covered(points: Tensor, others: Tensor) -> float:
         k = min(neighbours, len(others) - 1)
         # the nearest of a set's own distances is that to itself
         radius = torch.cdist(others, others).kthvalue(k + 1, dim=1).values
+        radius = torch.where(radius <= radius.median(), radius, -1.0)
         return (torch.cdist(points, others) <= radius).any(1).double().mean().item()
 
     real, fake = real.double().cpu(), fake.double().cpu()

@@ -94,6 +94,12 @@ def test_precision_and_recall_by_hand() -> None:
     assert precision_recall(real, real, neighbours=1) == (1.0, 1.0)
 
 
+def test_an_outlier_does_not_make_nonsense_precise() -> None:
+    real = torch.cat([torch.arange(10.0)[:, None], torch.tensor([[1000.0]])])  # its ball reaches 991 far
+    fake = torch.full((5, 1), 500.0) + torch.arange(5)[:, None]
+    assert precision_recall(real, fake, neighbours=1)[0] == 0
+
+
 def test_the_pyramid_adds_up_to_the_picture() -> None:
     images = torch.rand(2, 3, 64, 64)
     levels = laplacian_pyramid(images)
