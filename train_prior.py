@@ -1,4 +1,7 @@
-"""Train the small diffusion prior on a portrait set: `python train_prior.py --data DIR --outdir DIR`."""
+"""Train the small diffusion prior on a portrait set: `python train_prior.py --data DIR --outdir DIR`.
+
+Or only a mask ControlNet for a diffusion model that exists: `--controlnet-only --base FOLDER_OR_HUB_NAME`.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ from pathlib import Path
 import click
 
 from dnnlib import config as config_files
-from dnnlib.errors import user_errors
-from training.prior.config import PriorConfig
+from dnnlib.errors import UserError, user_errors
+from torch_utils.device import choose_device
+from training.prior.config import ControlNetConfig, PriorConfig
+from training.prior.controlnet import train_controlnet
 from training.prior.train import train_prior
 
 
@@ -19,10 +24,18 @@ from training.prior.train import train_prior
 @click.option(
     "--outdir", type=click.Path(path_type=Path), required=True, help="Run folder; the prior is in prior/."
 )
+@click.option(
+    "--controlnet-only", is_flag=True, help="Train a mask ControlNet for --base, which stays as it is."
+)
+@click.option(
+    "--base", help="Its diffusion model: a diffusers folder or a Hub name, as stable-diffusion-v1-5."
+)
+@click.option("--masks", type=click.Path(), help="Masks of --controlnet-only, when --data has images alone.")
+@click.option("--device", help="Of --controlnet-only: cpu, cuda ...", show_default="cuda where there is one")
 @click.option("--vae-kimg", type=float, help="Length of the autoencoder's training in thousands of pictures.")
-@click.option("--kimg", type=float, help="Length of the diffusion training in thousands of pictures.")
-@click.option("--batch", type=int, help="Pictures per step of the diffusion training.")
-@click.option("--lr", type=float, help="Learning rate of the diffusion training.")
+@click.option("--kimg", type=float, help="Length of the diffusion or ControlNet training, likewise.")
+@click.option("--batch", type=int, help="Pictures per step of that training.")
+@click.option("--lr", type=float, help="Learning rate of that training.")
 @click.option(
     "--minutes", type=float, help="End cleanly after so much training, if kimg are not reached before."
 )
@@ -41,6 +54,10 @@ from training.prior.train import train_prior
 def main(
     data: str | None,
     outdir: Path,
+    controlnet_only: bool,
+    base: str | None,
+    masks: str | None,
+    device: str | None,
     vae_kimg: float | None,
     kimg: float | None,
     batch: int | None,
@@ -53,20 +70,39 @@ def main(
     overrides: tuple[str, ...],
 ) -> None:
     """Train a small latent diffusion model on portraits, their normal maps, masks and captions."""
+    stage = "optimiser" if controlnet_only else "diffusion.optimiser"
     options = {
         "data": data,
-        "autoencoder.optimiser.kimg": vae_kimg,
-        "diffusion.optimiser.kimg": kimg,
-        "diffusion.optimiser.batch": batch,
-        "diffusion.optimiser.lr": lr,
+        f"{stage}.kimg": kimg,
+        f"{stage}.batch": batch,
+        f"{stage}.lr": lr,
         "minutes": minutes,
         "seed": seed,
         "workers": workers,
     }
-    given = [f"{name}={value}" for name, value in options.items() if value is not None]
-    config = config_files.load(PriorConfig, config_path or {}, [*given, *overrides])
+    others = {"--base": base, "--masks": masks, "--device": device}
+    wrong = {"--vae-kimg": vae_kimg} if controlnet_only else others
+    if not_for_this := [name for name, value in wrong.items() if value is not None]:
+        kind = "not for" if controlnet_only else "for"
+        raise UserError(f"{not_for_this[0]} is {kind} --controlnet-only")
+    if controlnet_only:
+        if not base:
+            raise UserError("--controlnet-only needs --base: a diffusers folder, or stable-diffusion-v1-5")
+        config = config_files.load(
+            ControlNetConfig, config_path or {}, [*_given({**options, "masks": masks}), *overrides]
+        )
+        folder = train_controlnet(config, base, outdir, resume, choose_device(device))
+        click.echo(f"ControlNet: {folder}")
+        return
+    options["autoencoder.optimiser.kimg"] = vae_kimg
+    config = config_files.load(PriorConfig, config_path or {}, [*_given(options), *overrides])
     folder = train_prior(config, outdir, resume)
     click.echo(f"prior: {folder}")
+
+
+def _given(options: dict[str, object]) -> list[str]:
+    """Overrides of the options that were given."""
+    return [f"{name}={value}" for name, value in options.items() if value is not None]
 
 
 if __name__ == "__main__":

@@ -153,3 +153,39 @@ class PriorConfig:
     def latent_size(self) -> int:
         """Side of the latents."""
         return self.resolution // 2 ** (len(self.autoencoder.channels) - 1)
+
+
+@dataclass(frozen=True)
+class ControlNetOptimiserConfig(OptimiserConfig):
+    """The same with the defaults of a ControlNet for a trained diffusion model."""
+
+    kimg: float = 400.0
+    batch: int = 8
+    lr: float = 1e-5
+    warmup: int = 500
+
+
+@dataclass(frozen=True)
+class ControlNetConfig:
+    """One training run of a mask ControlNet for a diffusion model that stays as it is."""
+
+    data: str = ""  # folder or zip with images/, masks/ and dataset.json, or of images alone
+    masks: str = ""  # folder or zip of the masks, when ``data`` has images alone
+    labels: str = "ffhq-mask"  # its palette is what the ControlNet is shown
+    caption: str = "a portrait of a person"  # of pictures that have none in dataset.json
+    drop_caption: float = 0.5  # captions left out: the mask must then tell what there is
+    coarse_mask: float = 0.2  # masks shown at half their resolution: painted and rendered ones are not exact
+    min_snr: float = 5.0  # loss weight min(snr, min_snr) / snr; 0: all levels weigh the same
+    mirror: bool = True  # add the mirror image of every picture
+    checkpointing: bool = False  # recompute activations in the backward pass: half the memory, more time
+    optimiser: ControlNetOptimiserConfig = field(default_factory=ControlNetOptimiserConfig)
+    seed: int = 0
+    workers: int = 4  # threads that decode pictures
+    minutes: float = (
+        0.0  # stop cleanly after so much training; the learning rate ends at nothing. 0: no limit
+    )
+    log_kimg: float = 0.5  # learning curves
+    image_kimg: float = 20.0  # sample grids
+    snapshot_kimg: float = 10.0  # resumable state
+    grid_masks: int = 4  # rows of the sample grids
+    grid_steps: int = 25  # DDIM steps of the sample grids

@@ -42,6 +42,34 @@ def encode_all(parts: PriorParts, data: PriorData, batch: int = 64) -> Tensor:
     return encoded
 
 
+def snr_weights(alphas: Tensor, limit: float) -> Tensor:
+    """Loss weights min(snr, limit) / snr of all levels (T,), snr = a / (1 - a); 1 where the limit is 0."""
+    snr = alphas / (1 - alphas)
+    return snr.clamp(max=limit) / snr if limit else torch.ones_like(snr)
+
+
+def controlled(
+    unet: nn.Module,
+    controlnet: nn.Module,
+    noisy: Tensor,
+    t: Tensor,
+    text: Tensor,
+    condition: Tensor,
+    seen: Tensor,
+) -> Tensor:
+    """What the UNet makes of noisy latents (N, C, h, w) at levels t (N,) with text (N, L, D), steered by the
+    ControlNet on mask pictures (N, 3, H, W); ``seen`` (N,) 0: as if there were no ControlNet."""
+    down, mid = controlnet(noisy, t, text, condition, return_dict=False)
+    weight = seen.view(-1, 1, 1, 1)
+    return unet(
+        noisy,
+        t,
+        text,
+        down_block_additional_residuals=[residual * weight for residual in down],
+        mid_block_additional_residual=mid * weight,
+    ).sample
+
+
 class DiffusionStage:
     """What the training loop needs to know of this stage.
 
@@ -56,8 +84,7 @@ class DiffusionStage:
         self.latents = latents  # (2, n, C, h, w), scaled to unit variance
         self.palette = torch.tensor(labels.palette, dtype=torch.float32) / 255
         self.alphas = parts.scheduler.alphas_cumprod
-        snr = self.alphas / (1 - self.alphas)
-        self.weights = snr.clamp(max=config.min_snr) / snr
+        self.weights = snr_weights(self.alphas, config.min_snr)
         texts = dict.fromkeys(["", NORMAL_PREFIX, *data.captions, *map(normal_caption, data.captions)])
         rows = {text: row for row, text in enumerate(texts)}
         self.tokens = parts.tokenizer(
@@ -108,15 +135,7 @@ class DiffusionStage:
     ) -> Tensor:
         text = module["text_encoder"](tokens)[0]
         condition = self.palette[masks.long()].permute(0, 3, 1, 2)
-        down, mid = module["controlnet"](noisy, t, text, condition, return_dict=False)
-        weight = seen.view(-1, 1, 1, 1)  # 0: as if there were no ControlNet
-        return module["unet"](
-            noisy,
-            t,
-            text,
-            down_block_additional_residuals=[residual * weight for residual in down],
-            mid_block_additional_residual=mid * weight,
-        ).sample
+        return controlled(module["unet"], module["controlnet"], noisy, t, text, condition, seen)
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dnnlib.errors import UserError
+from torch_utils import checkpoint
 from training.prior.config import OptimiserConfig
 
+STATE_FILE = "state.safetensors"
 MAX_NONFINITE = 10  # steps in a row whose gradient is not finite
 
 
@@ -167,6 +169,29 @@ class StageTrainer:
         half_life = min(self.config.ema_kimg * 1000, seen / 10)
         weight = 1 - 0.5 ** (self.config.batch / max(half_life, 1e-8))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.live.parameters()), weight)
+
+
+def crossed(progress: Progress, batch: int, kimg: float) -> bool:
+    """Whether the last step of ``batch`` pictures completed another ``kimg`` thousand; 0: never."""
+    before = progress.images - batch
+    return kimg > 0 and progress.images // (kimg * 1000) > before // (kimg * 1000)
+
+
+def save_state(outdir: Path, state: dict[str, Any]) -> None:
+    """All that a run needs to go on, as safetensors."""
+    tensors, structure = checkpoint.flatten(state)
+    checkpoint.save(outdir / STATE_FILE, tensors, {"structure": structure})
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A state file, or the run folder that holds one."""
+    file = path / STATE_FILE if path.is_dir() else path
+    tensors, meta = checkpoint.load(file)
+    if "structure" not in meta:
+        raise UserError(
+            f"{file} is no state of train_prior.py: give {STATE_FILE} of a run, or the run's folder"
+        )
+    return checkpoint.unflatten(tensors, meta["structure"])
 
 
 def step_generator(seed: int, name: str, step: int) -> torch.Generator:

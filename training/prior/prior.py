@@ -190,7 +190,7 @@ class Prior(nn.Module):
         if condition is not None:
             residuals = self._control(latents, levels, embeddings, condition, condition_scale)
         output = self.unet(latents, levels, embeddings.to(self.dtype), **residuals).sample.float()
-        noise = self._as_noise(output, latents.float(), levels).chunk(len(branches))
+        noise = self.as_noise(output, latents.float(), levels).chunk(len(branches))
         return PriorPrediction(noise[0], noise[1] if len(noise) > 1 else None, guidance_scale)
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -260,7 +260,7 @@ class Prior(nn.Module):
             "mid_block_additional_residual": mid.to(self.dtype),
         }
 
-    def _as_noise(self, output: Tensor, latents: Tensor, levels: Tensor) -> Tensor:
+    def as_noise(self, output: Tensor, latents: Tensor, levels: Tensor) -> Tensor:
         """The output as a noise prediction; v = sqrt(a) eps - sqrt(1 - a) z (Salimans & Ho 2022)."""
         if self.scheduler.config.prediction_type == "epsilon":
             return output

@@ -14,17 +14,15 @@ from tqdm import tqdm
 from datasets.labels import label_set
 from dnnlib import config as config_files
 from dnnlib.errors import UserError
-from torch_utils import checkpoint
 from training.prior.autoencoder import AutoencoderStage
 from training.prior.config import PriorConfig
 from training.prior.data import PriorData, read_data
 from training.prior.diffusion import DiffusionStage, encode_all
 from training.prior.grids import grid_indices, prompt_grid, reconstruction_grid, sample_grid
-from training.prior.loop import Curves, Progress, StageTrainer
+from training.prior.loop import Curves, Progress, StageTrainer, crossed, read_state, save_state
 from training.prior.models import PriorParts, build_parts, save_parts, words_of
 from training.prior.prior import prior_of
 
-STATE_FILE = "state.safetensors"
 PRIOR_FOLDER = "prior"
 AUTOENCODER, DIFFUSION = "autoencoder", "diffusion"
 
@@ -36,7 +34,7 @@ class PriorTraining:
         self.config = config
         self.outdir = outdir
         self.labels = label_set(config.labels)
-        self.resumed = _read_state(resume) if resume else None
+        self.resumed = read_state(resume) if resume else None
         self.data: PriorData = read_data(config)
         self.parts: PriorParts = build_parts(config, words_of(list(self.data.captions)))
         if self.resumed and self.resumed["words"] != list(self.parts.words):
@@ -139,14 +137,12 @@ class PriorTraining:
     ) -> Callable[[Progress], None]:
         """Grids and snapshots whenever another ``image_kimg`` or ``snapshot_kimg`` is over."""
 
-        def crossed(progress: Progress, kimg: float) -> bool:
-            before = progress.images - trainer.config.batch
-            return kimg > 0 and progress.images // (kimg * 1000) > before // (kimg * 1000)
+        batch = trainer.config.batch
 
         def on_step(progress: Progress) -> None:
-            if crossed(progress, self.config.image_kimg) and not progress.done:
+            if crossed(progress, batch, self.config.image_kimg) and not progress.done:
                 picture(f"{progress.kimg:06.1f}kimg")
-            if crossed(progress, self.config.snapshot_kimg) or progress.done:
+            if crossed(progress, batch, self.config.snapshot_kimg) or progress.done:
                 self._save_state(trainer, extra)
 
         return on_step
@@ -159,19 +155,7 @@ class PriorTraining:
             "facts": self.facts,
             **extra,
         }
-        tensors, structure = checkpoint.flatten(state)
-        checkpoint.save(self.outdir / STATE_FILE, tensors, {"structure": structure})
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    """A state file, or the run folder that holds one."""
-    file = path / STATE_FILE if path.is_dir() else path
-    tensors, meta = checkpoint.load(file)
-    if "structure" not in meta:
-        raise UserError(
-            f"{file} is no state of train_prior.py: give {STATE_FILE} of a run, or the run's folder"
-        )
-    return checkpoint.unflatten(tensors, meta["structure"])
+        save_state(self.outdir, state)
 
 
 def train_prior(config: PriorConfig, outdir: Path, resume: Path | None = None) -> Path:
