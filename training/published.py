@@ -243,7 +243,9 @@ def infer_config(path: Path, module: PickledModule, tensors: Mapping[str, Tensor
             plane_projection="published",
             marching="published",
             density="sdf" if parts else "direct",
-            beta=float(tensors["decoder.sigmoid_beta"].flatten()[0]) if parts else 0.1,
+            beta=float(f"{tensors['decoder.sigmoid_beta'].flatten()[0]:.6g}")
+            if parts
+            else 0.1,  # 0.1, as set
             raw_resolution=_raw_resolution(path, module),
             samples_coarse=round(setting("depth_resolution", 4, 1024)),
             samples_fine=round(setting("depth_resolution_importance", 0, 1024)),
