@@ -1,0 +1,198 @@
+"""evaluate.py from command line to JSON, on a tiny random generator, a tiny prior and pictures of 16 x 16."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from datasets.portraits import BUNDLED, BUNDLED_VIEWS
+from dnnlib import config as config_files
+from evaluate import main
+from training import loop
+from training.config import GeneratorConfig, TrainConfig
+from training.curves import read_curves
+from training.generator import Generator
+from training.metrics import evaluation
+from training.prior.config import AutoencoderConfig, DiffusionConfig, PriorConfig, TextConfig
+from training.prior.models import build_parts, save_parts
+
+SIZES = {
+    "resolution": 16,
+    "z_dim": 8,
+    "w_dim": 8,
+    "plane_resolution": 8,
+    "plane_channels": 4,
+    "channel_base": 64,
+    "channel_max": 8,
+    "decoder_width": 8,
+    "part_width": 4,
+    "feature_channels": 4,
+    "marching": "sigma",
+    "raw_resolution": 8,
+    "samples_coarse": 6,
+    "samples_fine": 4,
+    "sr_resolution": 8,
+    "sr_channels": [8],
+}
+FAST = (
+    "region.voxels=16",
+    "keep_points=64",
+    "views=[[0.3, 0.0]]",
+    "export.frames=2",
+    "export.mesh_resolution=16",
+)
+
+
+def shrink(source: Path, target: Path) -> Path:
+    """A portrait set at 16 x 16."""
+    target.mkdir()
+    shutil.copy(source / "dataset.json", target)
+    for kind in ("images", "masks", "depth", "normals"):
+        for path in sorted((source / kind).rglob("*.png")):
+            small = Image.open(path)
+            how = Image.Resampling.BOX if kind in ("images", "normals") else Image.Resampling.NEAREST
+            (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+            small.resize((16, 16), how).save(target / path.relative_to(source))
+    return target
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """network.safetensors and prior/ with random weights; set/ and views/ are the bundled ones, smaller."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    config = config_files.load(GeneratorConfig, {"labels": "ffhq-mask", **SIZES})
+    Generator(config).save(folder / "network.safetensors")
+    prior = PriorConfig(
+        resolution=16,
+        autoencoder=AutoencoderConfig(channels=(8, 8, 16), groups=4),
+        text=TextConfig(width=16, layers=1, heads=2, length=24),
+        diffusion=DiffusionConfig(
+            channels=(8, 16), attention=(False, True), heads=2, groups=4, condition_channels=(4, 4, 8)
+        ),
+    )
+    words = ("a", "bald", "hair", "normal", "map", "of", "person", "portrait", "red", "with")
+    save_parts(build_parts(prior, words), folder / "prior", prior, {})
+    shrink(BUNDLED, folder / "set")
+    shrink(BUNDLED_VIEWS, folder / "views")
+    return folder
+
+
+def run(*options: object) -> Result:
+    return CliRunner().invoke(main, [str(option) for option in options])
+
+
+def scores(models: Path, verb: str, *options: object) -> dict:
+    path = models / f"{verb}.json"
+    fixed = ("--network", models / "network.safetensors", "--data", models / "set", "--json", path)
+    result = run(verb, *fixed, "--device", "cpu", *options)
+    assert result.exit_code == 0, result.output
+    assert f"written to {path}" in result.output
+    return json.loads(path.read_text())
+
+
+def test_quality_tells_true_data_from_all_generators(models: Path) -> None:
+    found = scores(models, "quality", "--features", "clip")
+    assert found["network"].endswith("network.safetensors") and found["versions"]["torch"]
+    table = found["scores"]
+    assert set(table) == {"network", "true", "untrained", "random", "noise"}
+    assert table["network"]["features"] == "clip" and table["network"]["pictures"] == 32
+    for name in ("network", "untrained", "random", "noise"):
+        for measure in ("fid", "kid", "swd"):
+            assert table["true"][measure] < 0.7 * table[name][measure], (name, measure)
+        assert table["true"]["recall"] > table[name]["recall"], name  # 32 pictures are too few for precision
+        assert table["true"]["mask_iou"] > table[name]["mask_iou"], name
+
+
+def test_the_training_log_has_the_numbers_of_the_command(models: Path, tmp_path: Path) -> None:
+    """One kimg-crossing of a tiny run; its snapshot is measured again by the command."""
+    settings = {
+        "generator": {"labels": "ffhq-mask", **SIZES},
+        "discriminator": {"channel_base": 64, "channel_max": 8, "group_size": 2},
+        "schedule": {"raw_resolution": 8, "raw_resolution_final": 8},
+        "sphere": {"steps": 2, "batch": 2, "points": 16},
+        "data": {"images": str(models / "set"), "workers": 0},
+        "loss": {"density_regularisation_points": 16},
+        "kimg": 0.008, "batch": 4, "metrics_kimg": 0.008, "image_kimg": 1.0,
+    }  # fmt: skip
+    loop.train(config_files.load(TrainConfig, settings), tmp_path)
+    lines = [line for line in read_curves(tmp_path / "stats.jsonl") if "metrics/fid" in line]
+    assert len(lines) == 1 and lines[0]["images"] == 8
+    snapshot = next(tmp_path.glob("network-snapshot-*.safetensors"))
+    found = scores(models, "quality", "--network", snapshot, "--no-references")["scores"]["network"]
+    for name in ("fid", "kid", "swd", "precision", "recall", "mask_iou"):
+        assert lines[0][f"metrics/{name}"] == pytest.approx(found[name], rel=1e-4, abs=1e-5), name
+
+
+def test_geometry_tells_true_heads_from_all_others(models: Path) -> None:
+    options = ("--views", models / "views", "--seeds", "0-1", "--inversions", "2", "--fit-steps", "2")
+    table = scores(models, "geometry", *options)["scores"]
+    assert set(table) == {"network", "true", "exchanged", "untrained", "random"}
+    assert table["network"]["inversion"]["depth"] > 0 and table["network"]["eikonal"] > 0
+    assert table["true"]["heads"] == 4
+    assert table["true"]["depth_warp"] < 0.7 * table["exchanged"]["depth_warp"]
+    assert table["true"]["mask_agreement"] > table["exchanged"]["mask_agreement"] + 0.1
+    assert table["true"]["identity_all"] > table["exchanged"]["identity_all"]
+
+
+def test_edits_are_run_scored_and_kept(models: Path, tmp_path: Path, monkeypatch) -> None:
+    """One that repaints nothing; random weights show no face, so one that repaints may fail and says so."""
+    outdir = tmp_path / "edits"
+    fixed = ("--prior", models / "prior", "--outdir", outdir, "--steps", "1")
+    fixed += tuple(word for setting in FAST for word in ("--set", setting))
+    found = scores(models, "edits", *fixed, "--cases", "hair-red,bald-1")
+    cases = found["scores"]["cases"]
+    assert set(cases) == {"hair-red", "bald-1"}
+    for case in cases.values():
+        assert ("error" in case) or set(case) >= {"edit", "unedited", "other"}
+    done = [case for case in cases.values() if "edit" in case]
+    assert done, cases
+    mean = found["scores"]["mean"]
+    assert mean["edit"]["cases"] == len(done) and mean["edit"]["seconds"] > 0
+    assert mean["unedited"]["psnr_outside"] == 99 and mean["unedited"]["identity"] == pytest.approx(
+        1, abs=1e-5
+    )
+    assert mean["other"]["psnr_outside"] < 99
+    assert 0 <= mean["true"]["success"] <= 1
+    assert np.asarray(Image.open(outdir / "sheet.png")).ndim == 3
+    stamp = (outdir / "hair-red" / "scores.json").stat().st_mtime_ns
+    scores(models, "edits", *fixed, "--cases", "hair-red")
+    assert (outdir / "hair-red" / "scores.json").stat().st_mtime_ns == stamp  # not run again
+    other = run("edits", "--network", models / "network.safetensors", *fixed, "--steps", "2")
+    assert other.exit_code == 2 and "another --outdir" in other.output
+
+
+def test_the_list_of_edits() -> None:
+    result = run("edits", "--list", "--cases", "0-4")
+    assert result.exit_code == 0 and len(result.output.strip().splitlines()) == 5
+
+
+def test_auto_features_say_which(capsys) -> None:
+    said: list[str] = []
+    networks = evaluation.judges("auto", "catmask-hq", say=said.append)
+    assert networks.reader is None and any("mask: not scored" in line for line in said)
+    assert networks.features.name in ("inception", "clip")
+    assert networks.features.name == "inception" or any("bundled CLIP" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("quality", "--network", "absent.safetensors"), "there is no checkpoint"),
+        (("quality", "--data", "absent"), "there is no folder"),
+        (("geometry", "--seeds", "x"), "--seeds"),
+        (("edits", "--cases", "x"), "--cases"),
+        (("edits", "--set", "stps=1"), "steps"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(options, message) -> None:
+    result = run(*options)
+    assert result.exit_code == 2 and message in result.output
+    assert len(result.output.strip().splitlines()) == 1
