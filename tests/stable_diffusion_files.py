@@ -10,8 +10,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from training.prior.vocabulary import build_tokenizer
 
 
-def write_stable_diffusion(parent: Path) -> tuple[Path, Path]:
-    """The folders of the model (pictures of 64 x 64) and of the ControlNet, in ``parent``."""
+def write_stable_diffusion(parent: Path, side: int = 64) -> tuple[Path, Path]:
+    """The folders of the model (pictures of ``side`` pixels) and of the ControlNet, in ``parent``."""
     folder, control = parent / "sd", parent / "faces"
     tokenizer = build_tokenizer(["a", "cat"], 16)
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -34,7 +34,7 @@ def write_stable_diffusion(parent: Path) -> tuple[Path, Path]:
         scaling_factor=0.18215,
     ).save_pretrained(folder / "vae")
     unet = UNet2DConditionModel(
-        sample_size=8,
+        sample_size=side // 8,
         block_out_channels=(4, 8, 8, 8),
         norm_num_groups=2,
         cross_attention_dim=16,

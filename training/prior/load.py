@@ -41,7 +41,7 @@ def load_prior(
     ``controlnet`` is another folder or name; by default the ``controlnet`` subfolder, where there is one.
     """
     memory = memory or PriorMemory(dtype)
-    dtype = memory.dtype or (torch.float16 if torch.device(device).type == "cuda" else torch.float32)
+    dtype = memory.dtype or default_dtype(device)
     source = Source.of(path, "--prior")
     if controlnet is not None:
         control = Source.of(controlnet, "--controlnet").read(ControlNetModel, None, dtype)
@@ -134,6 +134,11 @@ class Source:
             )
         only_half = weights and all(".fp16" in name for name in weights)
         return {"variant": "fp16"} if only_half else {}
+
+
+def default_dtype(device: str | torch.device) -> torch.dtype:
+    """float16 on CUDA; CPUs compute with it slowly or not at all."""
+    return torch.float16 if torch.device(device).type == "cuda" else torch.float32
 
 
 def _save_memory(prior: Prior, memory: PriorMemory) -> None:

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL
 from datasets.labels import label_set
 from dnnlib.errors import UserError
 from tests.stable_diffusion_files import write_stable_diffusion
-from training.prior.load import PriorMemory, load_prior
+from training.prior.load import PriorMemory, default_dtype, load_prior
 from training.prior.models import build_parts, words_of
 from training.prior.precision import scaled_gradients
 from training.prior.prior import NORMAL_PREFIX, prior_of
@@ -275,3 +275,40 @@ def test_names_of_the_hub_without_a_network(name, tmp_path, monkeypatch):
         assert asked["source"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
     if name.endswith("faces"):
         assert (asked["source"], asked["subfolder"]) == ("Ellis/MaTe3D", "controlnet/faces/vae")
+
+
+def test_the_512_pixels_of_stable_diffusion(tmp_path):
+    """Pictures of any side are brought to 512, and masks without a new colour; gradients come back."""
+    prior = load_prior(*write_stable_diffusion(tmp_path, side=512))
+    assert (prior.image_size, prior.latent_size) == (512, 64)
+    picture = torch.rand(1, 3, 128, 128, requires_grad=True)
+    latents = prior.encode(picture)
+    assert latents.shape == (1, 4, 64, 64)
+    latents.square().sum().backward()
+    assert (picture.grad.abs().sum(1) > 0).all()
+    masks = torch.randint(LABELS.count, (1, 512, 512))
+    condition = prior.condition(masks, LABELS)
+    expected = torch.from_numpy(LABELS.colourise(masks.numpy())).permute(0, 3, 1, 2) / 255
+    torch.testing.assert_close(condition, expected)  # the palette of method section 1, in [0, 1]
+    text = prior.embed(["a cat"])
+    noise = prior.predict_noise(
+        latents.detach(), torch.tensor([500]), text, condition, guidance_scale=None
+    ).noise
+    assert noise.shape == latents.shape
+
+
+def test_half_precision_is_for_cuda():
+    assert default_dtype("cuda:1") == torch.float16 and default_dtype("cpu") == torch.float32
+
+
+@pytest.mark.cuda
+def test_half_precision_on_cuda(stable_diffusion):
+    exact, half = load_prior(*stable_diffusion), load_prior(*stable_diffusion, device="cuda")
+    assert half.dtype == half.vae.dtype == torch.float16
+    picture = torch.rand(1, 3, 64, 64)
+    gradients = []
+    for prior in (exact, half):
+        leaf = picture.to(prior.device).requires_grad_()
+        (1e-8 * prior.encode(leaf).square().sum()).backward()
+        gradients.append(leaf.grad.cpu() * 1e8)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=0.02 * gradients[0].abs().max(), rtol=0.05)
