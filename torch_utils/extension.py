@@ -59,14 +59,16 @@ ARCHITECTURES = ("7.5", "8.0", "8.9", "9.0", "10.0")  # of the CUDA compilation 
 NATIVE: dict[str, frozenset[str]] = {
     "bias_act": frozenset({"cpu", "cuda"}),
     "upfirdn2d": frozenset({"cpu", "cuda"}),
-    "fused_mlp": frozenset({"cpu"}),
-    "triplane_sample": frozenset({"cpu"}),
+    "march_rays": frozenset({"cpu", "cuda"}),
+    "fused_mlp": frozenset({"cpu", "cuda"}),
+    "triplane_sample": frozenset({"cpu", "cuda"}),
 }
 # Where 'auto' takes the native one, by kind of device, and from how many elements of the largest tensor on:
 # where it was measured and repays the build. docs/performance.md has the figures.
 AUTO: dict[str, Mapping[str, int]] = {
     "bias_act": {"cpu": 1 << 16},
     "upfirdn2d": {"cpu": 1 << 15},
+    "march_rays": {"cpu": 1 << 15},
     "fused_mlp": {"cpu": 1 << 18},  # hidden values
     "triplane_sample": {"cpu": 1 << 16},  # features
 }

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from torch_utils.ops import march_rays as marching
 from training.editing.region import Region
 from training.field import Field
-from training.rendering import marching
 from training.rendering.renderer import RaySamples
 
 # Mask channels lie in about [-1, 1]. Times 5, a channel at 1 with all others at -1 is a probability of 0.999

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from torch_utils.ops import march_rays as marching
 from training.field import Field, sdf_gradient
-from training.rendering import marching, sampling
+from training.rendering import sampling
 
 _MASK_SHARPNESS = 20.0  # mask channel p is the composite of sigmoid(-20 s_p)
 _UNIT_FLOOR = (
@@ -26,7 +27,7 @@ class RenderOptions:
     far: float  # where they end
     samples_coarse: int  # stratified samples per ray, at least 4
     samples_fine: int  # importance samples per ray; 0 for none
-    marching: str = "published"  # 'published' or 'sigma', see marching.interval_weights
+    marching: str = "published"  # 'published' or 'sigma', see march_rays.interval_weights
     deterministic: bool = False  # fixed offsets instead of random ones
     chunk: int | None = (
         None  # rays (of all scenes together) at a time: bounds memory; with gradients by recomputing
@@ -196,27 +197,30 @@ def _evaluate(
 
 def _integrate(samples: RaySamples, options: RenderOptions) -> tuple[VolumeRendering, tuple[Tensor, Tensor]]:
     """Composites samples along their rays; also returns the smallest and the largest depth of all samples."""
-    weights = marching.unsorted_weights(samples.density.squeeze(-1), samples.depth, options.marching)
-    mask = normals = part_features = part_depth = None
-    if options.mask:
-        mask = (
-            marching.composite(torch.sigmoid(-_MASK_SHARPNESS * samples.part_sdf), weights.detach()) * 2 - 1
-        )
+    unit = part_features = part_depth = None
     if options.normals:
         gradient = samples.gradient
         unit = gradient * torch.rsqrt(gradient.square().sum(-1, keepdim=True) + _UNIT_FLOOR)
-        normals = marching.composite(unit, weights)
+    seen = marching.march_rays(
+        samples.density.squeeze(-1),
+        samples.depth,
+        samples.colour,
+        samples.part_sdf if options.mask else None,
+        unit,
+        marching=options.marching,
+        sharpness=_MASK_SHARPNESS,
+    )
     if options.parts:
         part_density = samples.part_density.movedim(-1, 1)  # (N, P, R, S)
         part_weights = marching.unsorted_weights(part_density, samples.depth.unsqueeze(1), options.marching)
         part_features = torch.einsum("nprs,nrsf->nprf", part_weights, samples.colour) * 2 - 1
         part_depth = marching.expected_depth(samples.depth.unsqueeze(1), part_weights).unsqueeze(-1)
     rendered = VolumeRendering(
-        features=marching.composite(samples.colour, weights) * 2 - 1,
-        depth=marching.expected_depth(samples.depth, weights).unsqueeze(-1),
-        weight=weights.sum(-1, keepdim=True),
-        mask=mask,
-        normals=normals,
+        features=seen.values * 2 - 1,
+        depth=seen.depth.unsqueeze(-1),
+        weight=seen.weight.unsqueeze(-1),
+        mask=None if seen.mask is None else seen.mask * 2 - 1,
+        normals=seen.normals,
         part_features=part_features,
         part_depth=part_depth,
         samples=samples if options.samples else None,

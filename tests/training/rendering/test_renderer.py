@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from torch_utils import extension
 from torch_utils.ops.triplane_sample import channels_last
 from training.field import FieldValues, TriplaneField
 from training.networks.decoder import TriplaneDecoder
@@ -54,7 +55,11 @@ def tensors(rendered, samples=True):
     return found
 
 
-def test_agrees_with_the_published_renderer(parity):
+@pytest.mark.timeout(800)  # native operations may have to be built
+@pytest.mark.parametrize("impl", ["reference", "native"])
+def test_agrees_with_the_published_renderer(parity, impl, monkeypatch):
+    every = {operation: {"cpu": 0} for operation in extension.NATIVE}
+    monkeypatch.setattr(extension, "AUTO", every if impl == "native" else {})
     arrays = {name: torch.as_tensor(value) for name, value in parity("renderer").items()}
     params = {
         k[6:]: torch.as_tensor(v) for k, v in parity("triplane_decoder").items() if k.startswith("param/")

@@ -1,6 +1,6 @@
 import torch
 
-from training.rendering.marching import interval_weights
+from torch_utils.ops.march_rays import interval_weights
 from training.rendering.sampling import importance, stratified
 
 

@@ -1,0 +1,277 @@
+"""march_rays: weights against the published marcher and by hand; the native one against its reference."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies
+
+from torch_utils import extension
+from torch_utils.ops.march_rays import (
+    composite,
+    expected_depth,
+    interval_weights,
+    march_rays,
+    sample_weights,
+    unsorted_weights,
+)
+
+
+def test_agrees_with_the_published_marcher(parity):
+    arrays = {name: torch.as_tensor(value) for name, value in parity("marcher").items()}
+    depth = arrays["depths"].squeeze(-1)
+    weights = interval_weights(arrays["densities"].squeeze(-1), depth, "published")
+    torch.testing.assert_close(weights, arrays["weights"].squeeze(-1), atol=1e-5, rtol=1e-4)
+    at_samples = sample_weights(weights)
+    rgb = composite(arrays["colors"], at_samples) * 2 - 1
+    torch.testing.assert_close(rgb, arrays["rgb"], atol=1e-4, rtol=1e-4)
+    # the fixture's depths are within the range of its samples, so that clamping would change nothing
+    torch.testing.assert_close(
+        expected_depth(depth, at_samples), arrays["depth"].squeeze(-1), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_two_intervals_by_hand():
+    density, depth = torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0.0, 0.5, 1.0])
+    first, second = (
+        1 - math.exp(-1.0),
+        math.exp(-1.0) * (1 - math.exp(-2.0)),
+    )  # mid densities 2 and 4, length 0.5
+    weights = interval_weights(density, depth, "sigma")
+    torch.testing.assert_close(weights, torch.tensor([first, second]))
+    at_samples = sample_weights(weights)
+    torch.testing.assert_close(at_samples, torch.tensor([first / 2, (first + second) / 2, second / 2]))
+    colour = torch.tensor([[0.0], [1.0], [0.5]])
+    torch.testing.assert_close(composite(colour, at_samples), torch.tensor([first * 0.5 + second * 0.75]))
+
+
+def test_the_order_of_the_samples_does_not_matter():
+    depth, density, colour = torch.rand(2, 9).sort(-1)[0], torch.rand(2, 9) * 5, torch.rand(2, 9, 3)
+    shuffle = torch.randperm(9)
+    weights = sample_weights(interval_weights(density, depth, "sigma"))
+    shuffled = unsorted_weights(density[:, shuffle], depth[:, shuffle], "sigma")
+    torch.testing.assert_close(shuffled, weights[:, shuffle])
+    torch.testing.assert_close(composite(colour[:, shuffle], shuffled), composite(colour, weights))
+    parts = torch.rand(2, 4, 9)  # many densities on the same rays
+    torch.testing.assert_close(
+        unsorted_weights(parts[..., shuffle], depth[:, None, shuffle], "published"),
+        sample_weights(interval_weights(parts, depth[:, None], "published"))[..., shuffle],
+    )
+
+
+def test_empty_space_is_hazy_when_published_and_clear_otherwise():
+    depth = torch.linspace(2.25, 3.3, 20)
+    opacity = interval_weights(torch.zeros(20), depth, "published").sum()
+    assert opacity == pytest.approx(1 - math.exp(-1.05 * math.log1p(math.exp(-1))), rel=1e-4)  # 28 %
+    assert interval_weights(torch.zeros(20), depth, "sigma").sum() == 0
+
+
+def test_opaque_rays_sum_to_one():
+    weights = interval_weights(torch.full((8,), 1e4), torch.linspace(0, 1, 8), "sigma")
+    assert weights.sum() == pytest.approx(1) and weights[0] == pytest.approx(1)
+
+
+def test_depth_of_nothing_is_infinite_with_a_zero_gradient():
+    density = torch.zeros(2, 4, requires_grad=True)
+    depth = torch.linspace(1, 2, 4).expand(2, 4)
+    expected = expected_depth(depth, sample_weights(interval_weights(density, depth, "sigma")))
+    assert torch.isinf(expected).all()
+    expected.clamp(max=2.0).sum().backward()
+    assert torch.equal(density.grad, torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("marching", ["published", "sigma"])
+def test_gradients(marching):
+    depth = torch.rand(2, 6, dtype=torch.float64).sort(-1)[0]
+    density = torch.rand(2, 6, dtype=torch.float64, requires_grad=True)
+
+    def of(density):
+        weights = sample_weights(interval_weights(density, depth, marching))
+        return weights, expected_depth(depth, weights)
+
+    assert torch.autograd.gradcheck(of, (density,))
+
+
+def test_unknown_marching():
+    with pytest.raises(ValueError, match="'published', 'sigma'"):
+        interval_weights(torch.zeros(3), torch.zeros(3), "softplus")
+
+
+@pytest.fixture(scope="module")
+def native():
+    """Builds the native operation, or skips and says why."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        kinds = extension.loaded("march_rays")
+    if "cpu" not in kinds:
+        pytest.skip(str(caught[-1].message) if caught else "native march_rays is not available")
+
+
+def rays(rays=3, samples=7, features=4, parts=3, normals=True, dtype=torch.float64, device="cpu"):
+    """Leaves and their depths: half of the samples sorted, the others anywhere, as the renderer has them."""
+    draw = dict(dtype=dtype, device=device)
+    depth = (
+        torch.rand(*rays, samples, **draw) if isinstance(rays, tuple) else torch.rand(rays, samples, **draw)
+    )
+    coarse = samples // 2 + 1
+    depth[..., :coarse] = depth[..., :coarse].sort(-1)[0]
+    shape = depth.shape
+    leaves = [torch.randn(shape, **draw) * 4, torch.randn(*shape, features, **draw)]
+    leaves.append(torch.randn(*shape, parts, **draw) / 10 if parts else None)
+    leaves.append(torch.randn(*shape, 3, **draw) if normals else None)
+    return depth, [None if x is None else x.requires_grad_() for x in leaves]
+
+
+def flat(marched):
+    found = [marched.values, marched.depth, marched.weight, marched.mask, marched.normals]
+    return [x for x in found if x is not None]
+
+
+def with_gradients(depth, leaves, impl, **arguments):
+    """What is marched, and its gradient under cotangents that both implementations share."""
+    density, *values = leaves
+    marched = flat(march_rays(density, depth, *values, impl=impl, **arguments))
+    torch.manual_seed(1)
+    met = [x.nan_to_num(posinf=0.0) for x in marched]  # a ray without a sample's weight has no depth
+    loss = sum((x * torch.randn(x.shape, dtype=torch.float64).to(x)).sum() for x in met)
+    given = [x for x in leaves if x is not None]
+    return marched + list(torch.autograd.grad(loss, given, allow_unused=True, materialize_grads=True))
+
+
+@pytest.mark.timeout(800)  # the first of these tests may have to build: seconds on an idle machine
+@hypothesis.given(
+    number=strategies.tuples(strategies.integers(0, 3), strategies.integers(1, 4)),
+    samples=strategies.integers(1, 40),
+    features=strategies.integers(1, 33),
+    parts=strategies.integers(0, 20),
+    normals=strategies.booleans(),
+    marching=strategies.sampled_from(["published", "sigma"]),
+    strided=strategies.booleans(),
+)
+@hypothesis.settings(max_examples=60)
+def test_native_equals_reference(native, number, samples, features, parts, normals, marching, strided):
+    depth, leaves = rays(number, samples, features, parts, normals)
+    if strided:
+        depth = depth.transpose(0, 1).contiguous().transpose(0, 1)
+        leaves = [None if x is None else x.detach().mT.contiguous().mT.requires_grad_() for x in leaves]
+    found, expected = (
+        with_gradients(depth, leaves, impl, marching=marching) for impl in ("native", "reference")
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("marching", ["published", "sigma"])
+def test_native_single_precision(native, marching):
+    depth, leaves = rays(50, 96, 32, 19, dtype=torch.float32)
+    found = with_gradients(depth, leaves, "native", marching=marching)
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    expected = with_gradients(depth.double(), exact, "reference", marching=marching)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)  # sums of 96 terms of about 1
+
+
+def test_native_agrees_with_the_published_marcher(native, parity):
+    arrays = {name: torch.as_tensor(value) for name, value in parity("marcher").items()}
+    density, depth = arrays["densities"].squeeze(-1), arrays["depths"].squeeze(-1)
+    found = march_rays(density, depth, arrays["colors"], marching="published", impl="native")
+    torch.testing.assert_close(found.values * 2 - 1, arrays["rgb"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.depth, arrays["depth"].squeeze(-1), atol=1e-4, rtol=1e-4)
+
+
+def test_native_rays_that_meet_nothing(native):
+    density, depth = torch.zeros(2, 4, requires_grad=True), torch.linspace(1, 2, 4).expand(2, 4)
+    found = march_rays(density, depth, torch.ones(2, 4, 1), marching="sigma", impl="native")
+    assert torch.isinf(found.depth).all() and torch.equal(found.weight, torch.zeros(2))
+    found.depth.clamp(max=2.0).sum().backward()
+    assert torch.equal(density.grad, torch.zeros(2, 4))
+
+
+def test_native_opaque_rays(native):
+    depth = torch.linspace(0, 1, 8).expand(2, 8)
+    density = torch.tensor([1e4, 1e30]).unsqueeze(1).expand(2, 8).clone().requires_grad_()
+    found = march_rays(density, depth, torch.ones(2, 8, 1), marching="published", impl="native")
+    torch.testing.assert_close(found.weight, torch.ones(2))
+    (gradient,) = torch.autograd.grad(found.values.sum(), density)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("marching", ["published", "sigma"])
+@pytest.mark.parametrize("everything", [True, False])
+def test_native_derivatives(native, marching, everything):
+    depth, leaves = rays(2, 5, 2, 2 if everything else 0, everything)
+    leaves[0] = leaves[0].detach().abs().requires_grad_()  # rays without weight have no depth to derive
+    given = [x for x in leaves if x is not None]
+
+    def function(*given):
+        rest = given[2:] if everything else (None, None)
+        marched = march_rays(
+            given[0], depth, given[1], *rest, marching=marching, sharpness=3.0, impl="native"
+        )
+        return tuple(x for i, x in enumerate(flat(marched)) if i != 3 or not everything)
+
+    def mask(part_sdf):  # its gradient stops at the weights, which finite differences cannot know
+        return march_rays(
+            leaves[0].detach(),
+            depth,
+            leaves[1].detach(),
+            part_sdf,
+            marching=marching,
+            sharpness=3.0,
+            impl="native",
+        ).mask
+
+    torch.autograd.gradcheck(function, given)
+    torch.autograd.gradgradcheck(function, given)
+    if everything:
+        torch.autograd.gradcheck(mask, (leaves[2],))
+        torch.autograd.gradgradcheck(mask, (leaves[2],))
+
+
+def test_depths_that_need_a_gradient_take_the_reference(native):
+    depth, leaves = rays()
+    depth.requires_grad_()
+    found = march_rays(leaves[0], depth, *leaves[1:], marching="sigma", impl="native")
+    assert torch.autograd.grad(found.depth.sum(), depth)[0].any()
+
+
+def test_native_is_a_good_citizen_of_torch(native):
+    depth, (density, values, part_sdf, normals) = rays(dtype=torch.float32)
+    torch.library.opcheck(
+        torch.ops.mate3d.march_rays.default, (density, depth, values, part_sdf, normals, True, 20.0)
+    )
+    torch.library.opcheck(
+        torch.ops.mate3d.march_rays.default, (density, depth, values, None, None, False, 20.0)
+    )
+
+
+def test_native_is_compiled_as_one_graph(native):
+    depth, (density, values, part_sdf, _) = rays(dtype=torch.float32)
+
+    def function(density, impl):
+        return march_rays(density * 2, depth, values, part_sdf, marching="sigma", impl=impl).values
+
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    y, expected = compiled(density, "native"), function(density, "reference")
+    torch.testing.assert_close(y, expected)
+    found, wanted = (torch.autograd.grad(value.square().sum(), density) for value in (y, expected))
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("marching", ["published", "sigma"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kernel_equals_reference(marching, dtype):
+    if "cuda" not in extension.loaded("march_rays"):
+        pytest.skip("native march_rays is not available for CUDA")
+    depth, leaves = rays(100, 96, 32, 19, dtype=dtype, device="cuda")
+    found = with_gradients(depth, leaves, "native", marching=marching)
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    expected = with_gradients(depth.double(), exact, "reference", marching=marching)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-10
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
