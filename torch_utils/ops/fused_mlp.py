@@ -15,6 +15,8 @@ and 19 heads of width 16. It is made and used up block by block, and made again 
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -23,7 +25,16 @@ from torch.nn import functional
 
 from torch_utils import extension
 
-NATIVE_TYPES = (torch.float32, torch.float64)
+# Most channels and outputs that the kernels have room for; half precision is computed in float32.
+NATIVE_TYPES: dict[str, dict[torch.dtype, tuple[float, float]]] = {
+    "cpu": {torch.float32: (inf, inf), torch.float64: (inf, inf)},
+    "cuda": {
+        torch.float16: (64, 32),
+        torch.bfloat16: (64, 32),
+        torch.float32: (64, 32),
+        torch.float64: (32, 16),
+    },
+}
 
 # Hidden values per block of the reference: on a CPU a block stays in the cache (1 MB of floats), on a GPU it
 # fills the device.
@@ -41,10 +52,12 @@ def fused_mlp(
     """
     flat = x.reshape(-1, x.shape[-1])  # (M, C)
     parameters = (weight1, bias1, weight2, bias2)
-    hidden = len(flat) * bias1.numel()
-    fits = x.dtype in NATIVE_TYPES and all(each.dtype == x.dtype for each in parameters)
-    if fits and extension.use_native("fused_mlp", impl, x.device, hidden):
-        y = _outputs(flat, *parameters)
+    channels, outputs = NATIVE_TYPES.get(x.device.type, {}).get(x.dtype, (-1, -1))
+    fits = x.shape[-1] <= channels and weight2.shape[1] <= outputs
+    fits = fits and all(each.dtype == x.dtype for each in parameters)
+    if fits and extension.use_native("fused_mlp", impl, x.device, len(flat) * bias1.numel()):
+        wide = torch.promote_types(x.dtype, torch.float32)
+        y = _outputs(flat.to(wide), *(each.to(wide) for each in parameters)).to(x.dtype)
     elif len(weight1) == 1:  # its hidden layer is small enough to store
         first = functional.linear(flat, weight1[0], bias1[0])
         y = functional.linear(_Softplus.apply(first), weight2[0], bias2[0])

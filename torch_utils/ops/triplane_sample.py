@@ -33,7 +33,11 @@ PROJECTIONS: dict[str, tuple[tuple[int, int], ...]] = {
     "orthogonal": ((0, 1), (0, 2), (1, 2)),
 }
 
-NATIVE_TYPES = (torch.float32, torch.float64)
+# Half precision is computed in float32.
+NATIVE_TYPES = {
+    "cpu": (torch.float32, torch.float64),
+    "cuda": (torch.float16, torch.bfloat16, torch.float32, torch.float64),
+}
 
 
 def triplane_sample(
@@ -78,11 +82,14 @@ def triplane_sample_sets(
         raise ValueError(f"reduce is '{reduce}'; it must be 'mean' or 'none'")
     axes = PROJECTIONS[projection]
     scale = 1 / len(axes) if reduce == "mean" else 1.0
-    fits = points.dtype in NATIVE_TYPES and all(planes.dtype == points.dtype for planes in sets)
+    dtype = points.dtype
+    fits = dtype in NATIVE_TYPES.get(points.device.type, ()) and all(each.dtype == dtype for each in sets)
     values = points.shape[:2].numel() * sum(planes.shape[2] for planes in sets)
     native = fits and min(height, width) >= 2
     native = native and extension.use_native("triplane_sample", impl, points.device, values)
     if native:
+        wide = torch.promote_types(dtype, torch.float32)
+        points, sets = points.to(wide), [each.to(wide) for each in sets]
         flat_axes = [axis for pair in axes for axis in pair]
         cells, weight = _native_corners(points, flat_axes, box_warp, height, width, scale)
     else:
@@ -93,7 +100,7 @@ def triplane_sample_sets(
     if reduce == "none":  # a point on one plane is a row of 4 corners, instead of 12
         cells, weight = cells.view(-1, 1), weight.reshape(-1, 1, 4)
         layout = _Layout(layout.pitch, 1, native)
-    found = [gather(_table(planes, ring), cells, weight, layout) for planes in sets]
+    found = [gather(_table(planes, ring), cells, weight, layout).to(dtype) for planes in sets]
     if reduce == "none":
         return [each.view(*points.shape[:2], len(axes), each.shape[-1]).transpose(1, 2) for each in found]
     return [each.view(*points.shape[:2], each.shape[-1]) for each in found]

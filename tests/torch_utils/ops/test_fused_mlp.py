@@ -178,11 +178,11 @@ def test_operations_are_well_defined():
     detached = [each.detach() for each in arguments]
     grad, direction = torch.randn(9, 2, dtype=torch.float64), torch.randn(9, 3, dtype=torch.float64)
     assert extension.use_native("fused_mlp", "native", torch.device("cpu"))
-    torch.library.opcheck(torch.ops.mate3d.fused_mlp, tuple(arguments))
+    ops = torch.ops.mate3d
+    torch.library.opcheck(ops.fused_mlp, tuple(arguments))
+    torch.library.opcheck(ops.fused_mlp_gradient, (grad.requires_grad_(), *arguments[:4], True))
+    utils = ("test_schema", "test_autograd_registration", "test_faketensor")  # tracing takes seconds
+    detached = (direction, grad.detach(), *detached[:4])
     for weights in (True, False):
-        torch.library.opcheck(
-            torch.ops.mate3d.fused_mlp_gradient, (grad.requires_grad_(), *arguments[:4], weights)
-        )
-        torch.library.opcheck(
-            torch.ops.mate3d.fused_mlp_second, (direction, grad.detach(), *detached[:4], weights)
-        )
+        torch.library.opcheck(ops.fused_mlp_second, (*detached, weights), test_utils=utils)
+    torch.library.opcheck(ops.fused_mlp_gradient, (*detached[1:], False), test_utils=utils)

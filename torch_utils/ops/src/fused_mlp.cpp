@@ -3,11 +3,17 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <tuple>
-#include <vector>
+
+#ifdef MATE3D_CUDA
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
 
 namespace mate3d {
 namespace {
@@ -68,13 +74,48 @@ struct Call {
             out(y), out(to_x), out(to_weight1), out(to_bias1), out(to_weight2)};
   }
 
-  // `kernel` is called with the arguments of the type at hand.
-  template <typename Kernel>
-  void run(Kernel kernel) const {
+  void run(int order) {
     if (x.size(0) == 0 || columns() == 0) return;
-    if (x.scalar_type() == at::kFloat) return kernel(arguments<float>());
+    if (x.scalar_type() == at::kFloat) return run_as<float>(order);
     TORCH_CHECK(x.scalar_type() == at::kDouble, "fused_mlp: no code for ", x.scalar_type());
-    kernel(arguments<double>());
+    run_as<double>(order);
+  }
+
+  template <typename T>
+  void run_as(int order) {
+    const MlpArguments<T> all = arguments<T>();
+    if (x.is_cpu()) {
+      if (order == 0) mlp_outputs(all);
+      else if (order == 1) mlp_gradient(all);
+      else mlp_second(all);
+      return;
+    }
+#ifdef MATE3D_CUDA
+    const c10::cuda::CUDAGuard guard(x.device());
+    MlpPartial<T> partial{};
+    at::Tensor sums1, sums_bias, sums2;
+    if (all.to_weight1) {
+      // About 2048 blocks of four warps, each of which adds up by itself; a block takes 32 points at a time.
+      const int64_t tiles = (all.points + 31) / 32, units = all.heads * ((all.width + 15) / 16);
+      partial.slabs = 4 * std::min(tiles, std::max<int64_t>(2048 / units, 1));
+      const auto sums = [&](const at::Tensor& like) {
+        auto sizes = like.sizes().vec();
+        sizes.insert(sizes.begin(), partial.slabs);
+        return at::empty(sizes, x.options());
+      };
+      sums1 = sums(weight1), sums_bias = sums(bias1), sums2 = sums(weight2);
+      partial.weight1 = static_cast<T*>(sums1.mutable_data_ptr());
+      partial.bias1 = static_cast<T*>(sums_bias.mutable_data_ptr());
+      partial.weight2 = static_cast<T*>(sums2.mutable_data_ptr());
+    }
+    const char* const error = mlp_cuda(order, all, partial, c10::cuda::getCurrentCUDAStream().stream());
+    TORCH_CHECK(!error, "fused_mlp: ", error);
+    if (all.to_weight1) {
+      to_weight1 = at::sum(sums1, {0});
+      to_bias1 = at::sum(sums_bias, {0});
+      to_weight2 = at::sum(sums2, {0});
+    }
+#endif
   }
 
   at::Tensor x, weight1, bias1, weight2, bias2, grad, direction, y, to_x, to_weight1, to_bias1, to_weight2;
@@ -87,7 +128,7 @@ at::Tensor outputs(const at::Tensor& x, const at::Tensor& weight1, const at::Ten
   call.same(call.bias2);
   TORCH_CHECK(call.bias2.sizes() == call.weight2.sizes().slice(0, 2), "fused_mlp: b2 does not fit W2");
   call.want_outputs();
-  call.run([](const auto& arguments) { mlp_outputs(arguments); });
+  call.run(0);
   return call.y;
 }
 
@@ -97,7 +138,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gradient(const at::Te
   Call call(x, weight1, bias1, weight2);
   call.set_grad(grad);
   call.want_inputs(weights);
-  call.run([](const auto& arguments) { mlp_gradient(arguments); });
+  call.run(1);
   return {call.to_x, call.to_weight1, call.to_bias1, call.to_weight2};
 }
 
@@ -111,16 +152,22 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> second(
   TORCH_CHECK(call.direction.sizes() == call.x.sizes(), "fused_mlp: the direction does not fit x");
   call.want_outputs();
   call.want_inputs(weights);
-  call.run([](const auto& arguments) { mlp_second(arguments); });
+  call.run(2);
   return {call.y, call.to_x, call.to_weight1, call.to_bias1, call.to_weight2};
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(mate3d, CPU, library) {
-  library.impl("fused_mlp", &outputs);
-  library.impl("fused_mlp_gradient", &gradient);
+// The signatures are defined in fused_mlp.py.
+#define MATE3D_KERNELS(library)                   \
+  library.impl("fused_mlp", &outputs);            \
+  library.impl("fused_mlp_gradient", &gradient);  \
   library.impl("fused_mlp_second", &second);
-}
+
+TORCH_LIBRARY_IMPL(mate3d, CPU, library) { MATE3D_KERNELS(library) }
+
+#ifdef MATE3D_CUDA
+TORCH_LIBRARY_IMPL(mate3d, CUDA, library) { MATE3D_KERNELS(library) }
+#endif
 
 }  // namespace mate3d

@@ -25,6 +25,14 @@ struct MlpArguments {
   T* to_weight2;       // (P, O, K)
 };
 
+// Sums over a part of the points each: (slabs, shape of the gradient). A multiple of 4 slabs. All null where the
+// weights' gradients are not wanted.
+template <typename T>
+struct MlpPartial {
+  int64_t slabs;
+  T *weight1, *bias1, *weight2;
+};
+
 // On the CPU.
 template <typename T>
 void mlp_outputs(const MlpArguments<T>&);
@@ -32,5 +40,10 @@ template <typename T>
 void mlp_gradient(const MlpArguments<T>&);
 template <typename T>
 void mlp_second(const MlpArguments<T>&);
+
+// On a GPU; `order` 0 for the outputs, 1 for the gradient, 2 for the second derivative. The weights' gradients go to
+// `partial`. Returns null, or what went wrong.
+const char* mlp_cuda(int order, const MlpArguments<float>&, const MlpPartial<float>& partial, void* stream);
+const char* mlp_cuda(int order, const MlpArguments<double>&, const MlpPartial<double>& partial, void* stream);
 
 }  // namespace mate3d

@@ -1,7 +1,7 @@
-// torch.ops.mate3d.triplane_*: checks, and the CPU loops.
+// torch.ops.mate3d.triplane_*: checks, and the way to the kernels.
 #include "triplane_sample.h"
 
-#include <ATen/Parallel.h>
+#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -11,37 +11,45 @@
 #include <limits>
 #include <tuple>
 
-#include "lanes.h"
+#ifdef MATE3D_CUDA
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
 
 namespace mate3d {
 namespace {
-
-constexpr int64_t kGrain = 1024;  // points worth a thread
 
 // Calls visit.template operator()<T>() for the type of `like`.
 template <typename Visit>
 void with_type(const at::Tensor& like, Visit visit) {
   if (like.scalar_type() == at::kFloat) return visit.template operator()<float>();
-  TORCH_CHECK(like.scalar_type() == at::kDouble, "triplane_sample: no CPU code for ", like.scalar_type());
+  TORCH_CHECK(like.scalar_type() == at::kDouble, "triplane_sample: no code for ", like.scalar_type());
   visit.template operator()<double>();
 }
 
 template <typename T>
 const T* in(const at::Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
+  return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
 }
 
 template <typename T>
 T* out(const at::Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
+  return tensor.defined() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
 }
+
+#ifdef MATE3D_CUDA
+template <typename Launch>
+void on_gpu(const at::Tensor& like, Launch launch) {
+  const c10::cuda::CUDAGuard guard(like.device());
+  const char* const error = launch(c10::cuda::getCurrentCUDAStream().stream());
+  TORCH_CHECK(!error, "triplane_sample: ", error);
+}
+#endif
 
 void check_same(const at::Tensor& a, const at::Tensor& b) {
   TORCH_CHECK(a.scalar_type() == b.scalar_type() && a.device() == b.device(),
               "triplane_sample: inputs differ in type or device");
 }
-
-// --- points to the weights of their corners
 
 struct Plan {
   at::Tensor points;
@@ -79,22 +87,21 @@ struct Plan {
 
   at::Tensor new_weight() const { return at::empty({count(), planes(), 4}, points.options()); }
 
-  template <typename T>
-  Projection<T> projection() const {
-    Projection<T> to{int(planes()), {}, height, width, std::max<int64_t>(points.size(1), 1), T(width / box_warp),
-                     T(height / box_warp), T(scale)};
-    std::copy(axes.begin(), axes.end(), to.axes);
-    return to;
-  }
+  at::Tensor new_points() const { return at::empty(points.sizes(), points.options()); }
 
-  // visit(point b, plane p, its cell) for all, in parallel over the points.
-  template <typename T, typename Visit>
-  void each(const Projection<T>& to, Visit visit) const {
-    const T* at = in<T>(points);
-    at::parallel_for(0, count(), kGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t b = begin; b < end; ++b) {
-        for (int p = 0; p < to.planes; ++p) visit(b, p, Cell<T>(to, at + 3 * b, p));
-      }
+  // Finds what is wanted; tensors that do not belong to it are undefined.
+  void run(Corners wanted, const at::Tensor& direction, const at::Tensor& by_weight, const at::Tensor& cells,
+           const at::Tensor& weight, const at::Tensor& by_points) const {
+    if (count() == 0) return;
+    with_type(points, [&]<typename T>() {
+      CornerArguments<T> a{wanted, {int(planes()), {}, height, width, points.size(1), T(width / box_warp),
+                           T(height / box_warp), T(scale)}, count(), in<T>(points), in<T>(direction),
+                           in<T>(by_weight), out<int32_t>(cells), out<T>(weight), out<T>(by_points)};
+      std::copy(axes.begin(), axes.end(), a.to.axes);
+      if (points.is_cpu()) return corners_cpu(a);
+#ifdef MATE3D_CUDA
+      on_gpu(points, [&](void* stream) { return corners_cuda(a, stream); });
+#endif
     });
   }
 };
@@ -104,168 +111,57 @@ std::tuple<at::Tensor, at::Tensor> corners(const at::Tensor& points, at::IntArra
   const Plan plan(points, axes, box_warp, height, width, scale);
   const at::Tensor cells = at::empty({plan.count(), plan.planes()}, points.options().dtype(at::kInt));
   const at::Tensor weight = plan.new_weight();
-  with_type(points, [&]<typename T>() {
-    const auto to = plan.projection<T>();
-    int32_t* const cell_out = out<int32_t>(cells);
-    T* const weight_out = out<T>(weight);
-    plan.each<T>(to, [&](int64_t b, int p, const Cell<T>& cell) {
-      const int64_t at = b * to.planes + p;
-      cell_out[at] = int32_t(cell.row(to, b, p));
-      corner_weights(to, cell, weight_out + 4 * at);
-    });
-  });
+  plan.run(Corners::weights, {}, {}, cells, weight, {});
   return {cells, weight};
 }
 
-at::Tensor slopes(const at::Tensor& direction_any, const at::Tensor& points, at::IntArrayRef axes, double box_warp,
+at::Tensor slopes(const at::Tensor& direction, const at::Tensor& points, at::IntArrayRef axes, double box_warp,
                   int64_t height, int64_t width, double scale) {
   const Plan plan(points, axes, box_warp, height, width, scale);
-  const at::Tensor direction = plan.check_direction(direction_any), slope = plan.new_weight();
-  with_type(points, [&]<typename T>() {
-    const auto to = plan.projection<T>();
-    plan.each<T>(to, [&](int64_t b, int p, const Cell<T>& cell) {
-      corner_slopes(to, cell, p, in<T>(direction) + 3 * b, out<T>(slope) + 4 * (b * to.planes + p));
-    });
-  });
+  const at::Tensor slope = plan.new_weight();
+  plan.run(Corners::slopes, plan.check_direction(direction), {}, {}, slope, {});
   return slope;
 }
 
-at::Tensor gradient(const at::Tensor& by_weight_any, const at::Tensor& points, at::IntArrayRef axes, double box_warp,
+at::Tensor gradient(const at::Tensor& by_weight, const at::Tensor& points, at::IntArrayRef axes, double box_warp,
                     int64_t height, int64_t width, double scale) {
   const Plan plan(points, axes, box_warp, height, width, scale);
-  const at::Tensor by_weight = plan.check_weight(by_weight_any), result = at::zeros(points.sizes(), points.options());
-  with_type(points, [&]<typename T>() {
-    const auto to = plan.projection<T>();
-    plan.each<T>(to, [&](int64_t b, int p, const Cell<T>& cell) {
-      add_corner_gradient(to, cell, p, in<T>(by_weight) + 4 * (b * to.planes + p), out<T>(result) + 3 * b);
-    });
-  });
-  return result;
+  const at::Tensor by_points = plan.new_points();
+  plan.run(Corners::gradient, {}, plan.check_weight(by_weight), {}, {}, by_points);
+  return by_points;
 }
 
-at::Tensor curvature(const at::Tensor& direction_any, const at::Tensor& by_weight_any, const at::Tensor& points,
+at::Tensor curvature(const at::Tensor& direction, const at::Tensor& by_weight, const at::Tensor& points,
                      at::IntArrayRef axes, double box_warp, int64_t height, int64_t width, double scale) {
   const Plan plan(points, axes, box_warp, height, width, scale);
-  const at::Tensor direction = plan.check_direction(direction_any), by_weight = plan.check_weight(by_weight_any);
-  const at::Tensor result = at::zeros(points.sizes(), points.options());
-  with_type(points, [&]<typename T>() {
-    const auto to = plan.projection<T>();
-    plan.each<T>(to, [&](int64_t b, int p, const Cell<T>& cell) {
-      add_corner_curvature(to, cell, p, in<T>(direction) + 3 * b, in<T>(by_weight) + 4 * (b * to.planes + p),
-                           out<T>(result) + 3 * b);
-    });
-  });
-  return result;
-}
-
-// --- between rows of a table and points
-
-// Channels in whole vectors, then in ever smaller ones: visit.template operator()<lanes>(first channel).
-template <int64_t lanes, typename Visit>
-inline void by_vectors(int64_t channels, Visit visit, int64_t c = 0) {
-  for (; c + lanes <= channels; c += lanes) visit.template operator()<lanes>(c);
-  if constexpr (lanes > 1) {
-    if (c < channels) by_vectors<lanes / 2>(channels, visit, c);
-  }
-}
-
-template <typename T, int64_t lanes>
-struct Vector {
-  typedef T type __attribute__((vector_size(lanes * sizeof(T))));
-  static type from(const T* p) {
-    type v;
-    __builtin_memcpy(&v, p, sizeof v);
-    return v;
-  }
-  static void to(T* p, type v) { __builtin_memcpy(p, &v, sizeof v); }
-};
-
-// Where the corners of a point lie in the table.
-template <typename T>
-inline void locate(const Rows<T>& r, const int32_t* cells, int64_t planes, int64_t* at) {
-  for (int64_t p = 0; p < planes; ++p) {
-    const int64_t first = int64_t(cells[p]) * r.channels, below = first + r.pitch * r.channels;
-    at[4 * p] = first, at[4 * p + 1] = first + r.channels;
-    at[4 * p + 2] = below, at[4 * p + 3] = below + r.channels;
-  }
-}
-
-template <typename T>
-void gather_points(const Rows<T>& r, const T* table, T* values, int64_t begin, int64_t end) {
-  const int64_t corners = 4 * r.planes;
-  for (int64_t b = begin; b < end; ++b) {
-    int64_t at[4 * kMaxPlanes];
-    locate(r, r.cells + b * r.planes, r.planes, at);
-    const T* const w = r.weight + b * corners;
-    by_vectors<kLanes<T>>(r.channels, [&]<int64_t lanes>(int64_t c) {
-      using V = Vector<T, lanes>;
-      typename V::type sum = {};
-      for (int64_t k = 0; k < corners; ++k) sum += w[k] * V::from(table + at[k] + c);
-      V::to(values + b * r.channels + c, sum);
-    });
-  }
-}
-
-// Points begin ... end to the rows of planes first ... last, channels from ... to.
-template <typename T>
-void scatter_points(const Rows<T>& r, const T* values, T* table, int64_t begin, int64_t end, int64_t first,
-                    int64_t last, int64_t from, int64_t to) {
-  const int64_t corners = 4 * (last - first);
-  for (int64_t b = begin; b < end; ++b) {
-    int64_t at[4 * kMaxPlanes];
-    locate(r, r.cells + b * r.planes + first, last - first, at);
-    const T* const w = r.weight + (b * r.planes + first) * 4;
-    by_vectors<kLanes<T>>(to - from, [&]<int64_t lanes>(int64_t c) {
-      using V = Vector<T, lanes>;
-      const auto value = V::from(values + b * r.channels + from + c);
-      for (int64_t k = 0; k < corners; ++k) {
-        T* const row = table + at[k] + from + c;
-        V::to(row, V::from(row) + w[k] * value);
-      }
-    });
-  }
-}
-
-template <typename T>
-void dot_points(const Rows<T>& r, const T* table, const T* values, T* dots, int64_t begin, int64_t end) {
-  const int64_t corners = 4 * r.planes;
-  for (int64_t b = begin; b < end; ++b) {
-    int64_t at[4 * kMaxPlanes];
-    locate(r, r.cells + b * r.planes, r.planes, at);
-    T* const d = dots + b * corners;
-    for (int64_t k = 0; k < corners; ++k) {
-      T sum = 0;
-      by_vectors<kLanes<T>>(r.channels, [&]<int64_t lanes>(int64_t c) {
-        using V = Vector<T, lanes>;
-        const auto products = V::from(table + at[k] + c) * V::from(values + b * r.channels + c);
-        T parts[lanes];
-        V::to(parts, products);
-        for (int64_t half = lanes / 2; half > 0; half /= 2) {
-          for (int64_t i = 0; i < half; ++i) parts[i] += parts[i + half];
-        }
-        sum += parts[0];
-      });
-      d[k] = sum;
-    }
-  }
+  const at::Tensor by_points = plan.new_points();
+  plan.run(Corners::curvature, plan.check_direction(direction), plan.check_weight(by_weight), {}, {}, by_points);
+  return by_points;
 }
 
 void check_cells(const at::Tensor& cells, int64_t rows, int64_t pitch) {
   TORCH_CHECK(cells.dim() == 2 && cells.scalar_type() == at::kInt && cells.size(1) <= kMaxPlanes,
               "triplane_sample: cells are (B, P) int32 with P <= ", kMaxPlanes);
+  TORCH_CHECK(pitch > 0, "triplane_sample: the pitch is not positive");
+  if (!cells.is_cpu()) return;  // it would have to wait for the GPU
   const int32_t* const all = in<int32_t>(cells);
   int32_t low = 0, high = 0;
   for (int64_t i = 0; i < cells.numel(); ++i) {
     low = std::min(low, all[i]);
     high = std::max(high, all[i]);
   }
-  TORCH_CHECK(cells.numel() == 0 || (low >= 0 && pitch > 0 && high + pitch + 1 < rows),
+  TORCH_CHECK(cells.numel() == 0 || (low >= 0 && high + pitch + 1 < rows),
               "triplane_sample: a cell is outside the table of ", rows, " rows");
 }
 
 void check_weights(const at::Tensor& weight, const at::Tensor& cells) {
   TORCH_CHECK(weight.dim() == 3 && weight.sizes().slice(0, 2) == cells.sizes() && weight.size(2) == 4,
               "triplane_sample: weights are (B, P, 4)");
+}
+
+template <typename T>
+Rows<T> rows_of(const at::Tensor& cells, const at::Tensor& weight, int64_t channels, int64_t pitch) {
+  return {cells.size(0), cells.size(1), channels, pitch, in<int32_t>(cells), in<T>(weight)};
 }
 
 at::Tensor gather(const at::Tensor& table_any, const at::Tensor& cells_any, const at::Tensor& weight_any,
@@ -276,19 +172,17 @@ at::Tensor gather(const at::Tensor& table_any, const at::Tensor& cells_any, cons
   check_weights(weight, cells);
   check_cells(cells, table.size(0), pitch);
   const at::Tensor values = at::empty({cells.size(0), table.size(1)}, table.options());
+  if (values.numel() == 0) return values;
   with_type(table, [&]<typename T>() {
-    const Rows<T> r{cells.size(0), cells.size(1), table.size(1), pitch, table.size(0), 1,
-                    in<int32_t>(cells), in<T>(weight)};
-    at::parallel_for(0, r.points, kGrain, [&](int64_t begin, int64_t end) {
-      gather_points(r, in<T>(table), out<T>(values), begin, end);
-    });
+    const auto rows = rows_of<T>(cells, weight, table.size(1), pitch);
+    if (table.is_cpu()) return gather_cpu(rows, in<T>(table), out<T>(values));
+#ifdef MATE3D_CUDA
+    on_gpu(table, [&](void* stream) { return gather_cuda(rows, in<T>(table), out<T>(values), stream); });
+#endif
   });
   return values;
 }
 
-// Points come in `groups` of equal size, each with its own equal share of the table, and the planes of a group with
-// their own share of that. Where there are more threads than groups, planes and then blocks of channels are dealt
-// out: each element of the table is added up by one thread, in the order of the points, however many there are.
 at::Tensor scatter(const at::Tensor& values_any, const at::Tensor& cells_any, const at::Tensor& weight_any,
                    int64_t pitch, int64_t groups, int64_t rows) {
   const at::Tensor values = values_any.contiguous(), cells = cells_any.contiguous(), weight = weight_any.contiguous();
@@ -298,22 +192,14 @@ at::Tensor scatter(const at::Tensor& values_any, const at::Tensor& cells_any, co
   check_weights(weight, cells);
   check_cells(cells, rows, pitch);
   const at::Tensor table = at::zeros({rows, values.size(1)}, values.options());
+  if (values.numel() == 0) return table;
+  if (!values.is_cpu()) at::globalContext().alertNotDeterministic("mate3d::triplane_scatter");
   with_type(values, [&]<typename T>() {
-    const Rows<T> r{cells.size(0), cells.size(1), values.size(1), pitch, rows, groups,
-                    in<int32_t>(cells), in<T>(weight)};
-    const int64_t threads = at::get_num_threads();
-    const int64_t step = groups * r.planes < threads ? kLanes<T> : std::max<int64_t>(r.channels, 1);
-    const int64_t by_plane = groups < threads ? r.planes : 1, planes = r.planes / by_plane;
-    const int64_t by_channels = (r.channels + step - 1) / step;
-    const int64_t each = r.points / groups;
-    at::parallel_for(0, groups * by_plane * by_channels, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t from = task % by_channels * step, plane = task / by_channels % by_plane * planes;
-        const int64_t group = task / by_channels / by_plane;
-        scatter_points(r, in<T>(values), out<T>(table), group * each, (group + 1) * each, plane, plane + planes,
-                       from, std::min(from + step, r.channels));
-      }
-    });
+    const auto from = rows_of<T>(cells, weight, values.size(1), pitch);
+    if (values.is_cpu()) return scatter_cpu(from, groups, in<T>(values), out<T>(table));
+#ifdef MATE3D_CUDA
+    on_gpu(values, [&](void* stream) { return scatter_cuda(from, in<T>(values), out<T>(table), stream); });
+#endif
   });
   return table;
 }
@@ -327,25 +213,33 @@ at::Tensor dot(const at::Tensor& table_any, const at::Tensor& cells_any, const a
   check_same(table, values);
   check_cells(cells, table.size(0), pitch);
   const at::Tensor dots = at::empty({cells.size(0), cells.size(1), 4}, table.options());
+  if (dots.numel() == 0) return dots;
   with_type(table, [&]<typename T>() {
-    const Rows<T> r{cells.size(0), cells.size(1), table.size(1), pitch, table.size(0), 1, in<int32_t>(cells), nullptr};
-    at::parallel_for(0, r.points, kGrain, [&](int64_t begin, int64_t end) {
-      dot_points(r, in<T>(table), in<T>(values), out<T>(dots), begin, end);
-    });
+    const auto rows = rows_of<T>(cells, {}, table.size(1), pitch);
+    if (table.is_cpu()) return dot_cpu(rows, in<T>(table), in<T>(values), out<T>(dots));
+#ifdef MATE3D_CUDA
+    on_gpu(table, [&](void* stream) { return dot_cuda(rows, in<T>(table), in<T>(values), out<T>(dots), stream); });
+#endif
   });
   return dots;
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(mate3d, CPU, library) {
-  library.impl("triplane_corners", &corners);
-  library.impl("triplane_slopes", &slopes);
-  library.impl("triplane_gradient", &gradient);
-  library.impl("triplane_curvature", &curvature);
-  library.impl("triplane_gather", &gather);
-  library.impl("triplane_scatter", &scatter);
+// The signatures are defined in triplane_sample.py.
+#define MATE3D_KERNELS(library)                      \
+  library.impl("triplane_corners", &corners);         \
+  library.impl("triplane_slopes", &slopes);           \
+  library.impl("triplane_gradient", &gradient);       \
+  library.impl("triplane_curvature", &curvature);     \
+  library.impl("triplane_gather", &gather);           \
+  library.impl("triplane_scatter", &scatter);         \
   library.impl("triplane_dot", &dot);
-}
+
+TORCH_LIBRARY_IMPL(mate3d, CPU, library) { MATE3D_KERNELS(library) }
+
+#ifdef MATE3D_CUDA
+TORCH_LIBRARY_IMPL(mate3d, CUDA, library) { MATE3D_KERNELS(library) }
+#endif
 
 }  // namespace mate3d

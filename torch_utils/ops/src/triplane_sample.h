@@ -69,8 +69,8 @@ struct Cell {
         y(hats(point[to.axes[2 * plane + 1]] * to.per_unit_y + T(to.height - 1) / 2, to.height)) {}
 
   // Row of its first pixel in the table of all pixels of all planes of all scenes.
-  MATE3D_INLINE int64_t row(const Projection<T>& to, int64_t point, int plane) const {
-    return ((point / to.points_per_scene * to.planes + plane) * to.height + y.first) * to.width + x.first;
+  MATE3D_INLINE int64_t row(const Projection<T>& to, int64_t scene, int plane) const {
+    return ((scene * to.planes + plane) * to.height + y.first) * to.width + x.first;
   }
 };
 
@@ -119,12 +119,76 @@ MATE3D_INLINE void add_corner_curvature(const Projection<T>& to, const Cell<T>& 
   point[y] += mixed * direction[x];
 }
 
+// What is to be found of the corners of points: cells and weights; the slopes of weights along a direction; the
+// gradient by the points of sum by_weight . weight; or that of sum by_weight . slope.
+enum class Corners : int { weights, slopes, gradient, curvature };
+
+template <typename T>
+struct CornerArguments {
+  Corners wanted;
+  Projection<T> to;
+  int64_t count;       // points B = N M
+  const T* points;     // (B, 3)
+  const T* direction;  // (B, 3), or null
+  const T* by_weight;  // (B, P, 4), or null
+  int32_t* cells;      // (B, P), or null
+  T* weight;           // (B, P, 4): weights or slopes, or null
+  T* by_points;        // (B, 3), or null
+};
+
+// All corners of point b.
+template <typename T>
+MATE3D_INLINE void visit_point(const CornerArguments<T>& a, int64_t b) {
+  const Projection<T>& to = a.to;
+  const int64_t scene = b / to.points_per_scene;
+  T sum[3] = {};
+  for (int p = 0; p < to.planes; ++p) {
+    const int64_t at = b * to.planes + p;
+    const Cell<T> cell(to, a.points + 3 * b, p);
+    if (a.wanted == Corners::weights) {
+      a.cells[at] = int32_t(cell.row(to, scene, p));
+      corner_weights(to, cell, a.weight + 4 * at);
+    } else if (a.wanted == Corners::slopes) {
+      corner_slopes(to, cell, p, a.direction + 3 * b, a.weight + 4 * at);
+    } else if (a.wanted == Corners::gradient) {
+      add_corner_gradient(to, cell, p, a.by_weight + 4 * at, sum);
+    } else {
+      add_corner_curvature(to, cell, p, a.direction + 3 * b, a.by_weight + 4 * at, sum);
+    }
+  }
+  for (int i = 0; i < 3 && a.by_points; ++i) a.by_points[3 * b + i] = sum[i];
+}
+
 // What the three maps between a table's rows and points work on.
 template <typename T>
 struct Rows {
-  int64_t points, planes, channels, pitch, rows, groups;
+  int64_t points, planes, channels, pitch;
   const int32_t* cells;  // (B, P)
   const T* weight;       // (B, P, 4), or null
+
+  // Row of corner k of point b, 0 <= k < 4 P.
+  MATE3D_INLINE int64_t row(int64_t b, int64_t k) const {
+    return cells[b * planes + k / 4] + (k & 1) + (k & 2) / 2 * pitch;
+  }
 };
+
+// Values (B, C), table (R, C), dots (B, P, 4). The CUDA functions return null, or what went wrong.
+template <typename T>
+void corners_cpu(const CornerArguments<T>&);
+template <typename T>
+void gather_cpu(const Rows<T>&, const T* table, T* values);
+template <typename T>
+void scatter_cpu(const Rows<T>&, int64_t groups, const T* values, T* table);
+template <typename T>
+void dot_cpu(const Rows<T>&, const T* table, const T* values, T* dots);
+
+template <typename T>
+const char* corners_cuda(const CornerArguments<T>&, void* stream);
+template <typename T>
+const char* gather_cuda(const Rows<T>&, const T* table, T* values, void* stream);
+template <typename T>
+const char* scatter_cuda(const Rows<T>&, const T* values, T* table, void* stream);
+template <typename T>
+const char* dot_cuda(const Rows<T>&, const T* table, const T* values, T* dots, void* stream);
 
 }  // namespace mate3d

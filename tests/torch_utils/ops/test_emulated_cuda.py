@@ -1,0 +1,218 @@
+"""The CUDA kernels themselves, run by threads of the CPU, against the CPU's native operations.
+
+There is no GPU where this project is tested, so the kernels are compiled as C++, with a header that stands
+for CUDA's (emulated/cuda_runtime.h): threads, barriers, shared memory and atomics are real, only slow.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+from ctypes import c_char_p, c_double, c_float, c_int, c_int64, c_void_p
+from pathlib import Path
+
+import pytest
+import torch
+
+from torch_utils import extension
+from torch_utils.ops import fused_mlp as _mlp  # noqa: F401 (defines the operations)
+from torch_utils.ops import triplane_sample as _sample  # noqa: F401
+
+CPU = torch.device("cpu")
+NUMBERS = {torch.float32: ("float", c_float), torch.float64: ("double", c_double)}
+LAUNCH = re.compile(r"([\w:]+(?:<[^<>]*>)?)<<<(.*?)>>>\((.*?)\);")
+
+
+def structure(name, **members):
+    return type(name, (ctypes.Structure,), {"_fields_": list(members.items())})
+
+
+Mlp = structure(
+    "Mlp",
+    **dict.fromkeys(("points", "channels", "heads", "width", "outputs"), c_int64),
+    **dict.fromkeys(("x", "weight1", "bias1", "weight2", "bias2", "grad", "direction"), c_void_p),
+    **dict.fromkeys(("y", "to_x", "to_weight1", "to_bias1", "to_weight2"), c_void_p),
+)
+Partial = structure("Partial", slabs=c_int64, **dict.fromkeys(("weight1", "bias1", "weight2"), c_void_p))
+Rows = structure(
+    "Rows",
+    **dict.fromkeys(("points", "planes", "channels", "pitch"), c_int64),
+    cells=c_void_p,
+    weight=c_void_p,
+)
+
+
+def corners_structure(number):
+    projection = structure(
+        "Projection",
+        planes=c_int,
+        axes=c_int * 8,
+        **dict.fromkeys(("height", "width", "points_per_scene"), c_int64),
+        **dict.fromkeys(("per_unit_x", "per_unit_y", "scale"), number),
+    )
+    pointers = dict.fromkeys(("points", "direction", "by_weight", "cells", "weight", "by_points"), c_void_p)
+    return structure("Corners", wanted=c_int, to=projection, count=c_int64, **pointers)
+
+
+def compiled(name, folder, wrappers):
+    """ops/src/NAME.cu as a library for the CPU, with C functions around its entry points."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("there is no g++")
+    kernels = LAUNCH.sub(r"run_blocks(\2, [&] { \1(\3); });", (extension.SOURCES / f"{name}.cu").read_text())
+    assert "<<<" not in kernels
+    source, library = folder / f"{name}.cpp", folder / f"{name}.so"
+    source.write_text(f"{kernels}\nusing namespace mate3d;\n{wrappers}")
+    includes = [f"-I{Path(__file__).parent / 'emulated'}", f"-I{extension.SOURCES}"]
+    flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-w"]
+    subprocess.run([compiler, *flags, *includes, str(source), "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library))
+
+
+@pytest.fixture(scope="module")
+def mlp(tmp_path_factory):
+    wrappers = "".join(
+        f'extern "C" const char* mlp_{number}(int order, const MlpArguments<{number}>* a, '
+        f"const MlpPartial<{number}>* p) {{ return mlp_cuda(order, *a, *p, nullptr); }}\n"
+        for number in ("float", "double")
+    )
+    return compiled("fused_mlp", tmp_path_factory.mktemp("mlp"), wrappers)
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    wrappers = "".join(
+        f"""extern "C" {{
+const char* corners_{n}(const CornerArguments<{n}>* a) {{ return corners_cuda(*a, nullptr); }}
+const char* gather_{n}(const Rows<{n}>* r, const {n}* a, {n}* b) {{ return gather_cuda(*r, a, b, nullptr); }}
+const char* scatter_{n}(const Rows<{n}>* r, const {n}* a, {n}* b) {{
+  return scatter_cuda(*r, a, b, nullptr);
+}}
+const char* dot_{n}(const Rows<{n}>* r, const {n}* a, const {n}* b, {n}* c) {{
+  return dot_cuda(*r, a, b, c, nullptr);
+}}
+}}
+"""
+        for n in ("float", "double")
+    )
+    return compiled("triplane_sample", tmp_path_factory.mktemp("sample"), wrappers)
+
+
+def call(function, *arguments):
+    function.restype = c_char_p
+    given = [
+        ctypes.byref(each) if isinstance(each, ctypes.Structure) else c_void_p(each) for each in arguments
+    ]
+    problem = function(*given)
+    assert problem is None, problem
+
+
+def pointers(**tensors):
+    return {name: tensor.data_ptr() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("dtype", NUMBERS)
+@pytest.mark.parametrize(
+    ("points", "channels", "heads", "width", "outputs"),
+    [(150, 24, 3, 20, 1), (33, 32, 1, 16, 9), (1, 1, 1, 1, 1), (40, 40, 1, 17, 3)],
+)
+def test_perceptrons(mlp, dtype, points, channels, heads, width, outputs):
+    if dtype is torch.float64 and channels > 32:
+        pytest.skip("the kernels have no room for that")
+    assert extension.use_native("fused_mlp", "native", CPU)
+    ops, (name, _) = torch.ops.mate3d, NUMBERS[dtype]
+    shapes = {
+        "direction": (points, channels),
+        "grad": (points, heads * outputs),
+        "x": (points, channels),
+        "weight1": (heads, width, channels),
+        "bias1": (heads, width),
+        "weight2": (heads, outputs, width),
+        "bias2": (heads, outputs),
+    }
+    t = {key: torch.randn(shape, dtype=dtype) for key, shape in shapes.items()}
+    shared = (t["x"], t["weight1"], t["bias1"], t["weight2"])
+    expected = [
+        (ops.fused_mlp(*shared, t["bias2"]),),
+        (None, *ops.fused_mlp_gradient(t["grad"], *shared, True)),
+        ops.fused_mlp_second(t["direction"], t["grad"], *shared, True),
+    ]
+    for order, wanted in enumerate(expected):
+        slabs = 8
+        y, to_x = torch.full_like(t["grad"], torch.nan), torch.full_like(t["x"], torch.nan)
+        sums = {
+            key: torch.full((slabs, *shapes[key]), torch.nan, dtype=dtype) for key in shapes if "1" in key
+        }
+        sums["weight2"] = torch.full((slabs, *shapes["weight2"]), torch.nan, dtype=dtype)
+        arguments = Mlp(points, channels, heads, width, outputs, **pointers(**t, y=y, to_x=to_x))
+        partial = Partial(slabs=slabs, **pointers(**sums))
+        function = getattr(mlp, f"mlp_{name}")
+        function.restype = c_char_p
+        assert function(order, ctypes.byref(arguments), ctypes.byref(partial)) is None
+        found = [y, to_x, *(sums[key].sum(0) for key in ("weight1", "bias1", "weight2"))]
+        for a, b in zip(found, wanted, strict=False):
+            if b is not None:  # sums of up to 150 rounded products
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 if dtype is torch.float32 else 1e-10)
+
+
+@pytest.mark.parametrize("dtype", NUMBERS)
+def test_planes(sample, dtype):
+    assert extension.use_native("triplane_sample", "native", CPU)
+    ops, (name, number) = torch.ops.mate3d, NUMBERS[dtype]
+    scenes, count, channels, height, width, box, scale = 2, 70, 5, 4, 6, 1.4, 1 / 3
+    axes = [0, 1, 0, 2, 2, 0]
+    points = (torch.rand(scenes, count, 3, dtype=dtype) - 0.5) * 1.5 * box
+    points[0, :2] = torch.tensor([[torch.nan, 0, 0], [torch.inf, 1e30, -1e30]])
+    direction = torch.randn_like(points)
+    projection = (axes, box, height, width, scale)
+    cells, weight = ops.triplane_corners(points, *projection)
+    by_weight = torch.randn_like(weight)
+
+    corners = corners_structure(number)
+    to = dict(corners._fields_)["to"](
+        3, (c_int * 8)(*axes), height, width, count, width / box, height / box, scale
+    )
+    inputs = pointers(points=points, direction=direction, by_weight=by_weight)
+
+    def run_corners(wanted, **outputs):
+        call(
+            getattr(sample, f"corners_{name}"),
+            corners(wanted=wanted, to=to, count=scenes * count, **inputs, **pointers(**outputs)),
+        )
+
+    close = {"equal_nan": True, "rtol": 1e-5, "atol": 1e-5 if dtype is torch.float32 else 1e-12}
+    found_cells, found = torch.empty_like(cells), torch.empty_like(weight)
+    run_corners(0, cells=found_cells, weight=found)
+    assert torch.equal(found_cells, cells)
+    torch.testing.assert_close(found, weight, **close)
+    run_corners(1, weight=found)
+    torch.testing.assert_close(found, ops.triplane_slopes(direction, points, *projection), **close)
+    by_points = torch.empty_like(points)
+    run_corners(2, by_points=by_points)
+    torch.testing.assert_close(by_points, ops.triplane_gradient(by_weight, points, *projection), **close)
+    run_corners(3, by_points=by_points)
+    expected = ops.triplane_curvature(direction, by_weight, points, *projection)
+    torch.testing.assert_close(by_points, expected, **close)
+
+    weight = weight.nan_to_num()
+    table = torch.randn(scenes * 3 * height * width, channels, dtype=dtype)
+    values = torch.randn(scenes * count, channels, dtype=dtype)
+    rows = Rows(scenes * count, 3, channels, width, **pointers(cells=cells, weight=weight))
+    found = torch.empty_like(values)
+    call(getattr(sample, f"gather_{name}"), rows, table.data_ptr(), found.data_ptr())
+    torch.testing.assert_close(found, ops.triplane_gather(table, cells, weight, width, scenes), **close)
+    found = torch.zeros_like(table)
+    call(getattr(sample, f"scatter_{name}"), rows, values.data_ptr(), found.data_ptr())
+    expected = ops.triplane_scatter(values, cells, weight, width, scenes, len(table))
+    torch.testing.assert_close(found, expected, **close)
+    found = torch.empty_like(weight)
+    call(getattr(sample, f"dot_{name}"), rows, table.data_ptr(), values.data_ptr(), found.data_ptr())
+    torch.testing.assert_close(found, ops.triplane_dot(table, cells, values, width, scenes), **close)
+
+
+def test_too_many_channels_are_refused(mlp):
+    arguments, partial = Mlp(1, 65, 1, 1, 1), Partial()
+    mlp.mlp_float.restype = c_char_p
+    assert b"more channels" in mlp.mlp_float(0, ctypes.byref(arguments), ctypes.byref(partial))
