@@ -21,7 +21,7 @@ from dnnlib.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.is_file()]
-RUNNABLE = ("conventions.md", "data.md")  # pages whose Python blocks run without trained models
+RUNNABLE = ("conventions.md", "data.md", "published-weights.md")  # pages whose Python blocks run without trained models
 
 
 def page_id(page: Path) -> str:
@@ -85,7 +85,9 @@ def options_of(name: str, has_main: bool) -> set[str]:
     module = importlib.import_module(f"{name}.__main__" if has_main else name)
     command = next((value for value in vars(module).values() if isinstance(value, click.Command)), None)
     if command is not None:
-        return {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
+        verbs = command.commands.values() if isinstance(command, click.Group) else (command,)
+        parameters = [parameter for verb in verbs for parameter in verb.params]
+        return {option for p in parameters for option in (*p.opts, *p.secondary_opts)}
     run = [sys.executable, "-m", name, "--help"]  # argparse says it on request only
     text = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True, timeout=100).stdout
     return set(re.findall(r"--?[a-z][\w-]*", text))
