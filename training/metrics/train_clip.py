@@ -46,8 +46,9 @@ def retrieval(clip: PortraitClip, pictures: PortraitSet) -> dict[str, float]:
 @click.option("--batch", type=click.IntRange(min=2), default=128)
 @click.option("--lr", type=float, default=1e-3)
 @click.option("--seed", type=int, default=0)
+@click.option("--start", type=click.Path(path_type=Path), help="A CLIP to go on from, instead of nothing.")
 @user_errors
-def main(data: Path, out: Path, steps: int, batch: int, lr: float, seed: int) -> None:
+def main(data: Path, out: Path, steps: int, batch: int, lr: float, seed: int, start: Path | None) -> None:
     """Train on all but the last tenth of the set, print how well that tenth is retrieved, write the model."""
     config = ClipConfig()
     train, held_out = read_set(data, "ffhq-mask", config.image_size).split()
@@ -55,7 +56,7 @@ def main(data: Path, out: Path, steps: int, batch: int, lr: float, seed: int) ->
         raise UserError(f"{data}/dataset.json has no captions")
     torch.manual_seed(seed)
     words = sorted({word for caption in train.captions + held_out.captions for word in split_words(caption)})
-    clip = PortraitClip(config, words)
+    clip = PortraitClip(config, words) if start is None else PortraitClip.load(start).requires_grad_(True)
     click.echo(
         f"{sum(p.numel() for p in clip.parameters()):,} parameters, {len(words)} words, {len(train)} pictures"
     )
