@@ -118,9 +118,10 @@ def _export(source: SourceOptions, path: Path) -> None:
     picture = export_mask(source, path)
     who = f"--latent {source.latent}" if source.latent else f"--seed {source.seed}"
     view = "".join(f" --{name} {v:g}" for name, v in (("yaw", source.yaw), ("pitch", source.pitch)) if v)
+    network = "" if source.network == NETWORK else f" --network {source.network}"
     click.echo(
         f"wrote {path} and {picture}; repaint {path.name} without soft edges, then: "
-        f'python edit.py {who}{view} --mask {path} --prompt "..."'
+        f'python edit.py {who}{view} --mask {path}{network} --prompt "..."'
     )
 
 
