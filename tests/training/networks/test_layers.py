@@ -48,6 +48,31 @@ def test_modulated_convolution_equals_one_convolution_per_sample(demodulate):
         torch.testing.assert_close(y[sample], expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("up", [1, 2])
+@pytest.mark.parametrize("demodulate", [True, False])
+def test_a_large_picture_alone_equals_the_same_in_a_batch(up, demodulate):
+    # alone, its weights are scaled; in a batch, its activations are
+    x, weight = torch.randn(2, 2, 64, 64).double(), torch.randn(3, 2, 3, 3).double()
+    styles = torch.randn(2, 2).double()
+    noise = torch.randn(64 * up, 64 * up).double()
+    arguments = dict(
+        up=up,
+        padding=1,
+        demodulate=demodulate,
+        flip_weight=up == 1,
+        resample_filter=setup_filter((1, 3, 3, 1)),
+    )
+    cotangent = torch.randn(1, 3, 64 * up, 64 * up).double()
+    found = []
+    for some in (slice(1), slice(2)):
+        leaves = [tensor.clone().requires_grad_() for tensor in (x[some], weight, styles[some])]
+        y = modulated_conv2d(*leaves, noise, **arguments)[:1]
+        gradients = torch.autograd.grad(y, leaves, cotangent)
+        found.append([y, gradients[0][:1], gradients[1], gradients[2][:1]])
+    for alone, together in zip(*found, strict=True):
+        torch.testing.assert_close(alone, together, rtol=1e-10, atol=1e-10)
+
+
 def test_modulated_convolution_to_second_order():
     shapes = ((2, 2, 3, 3), (2, 2, 3, 3), (2, 2))
     inputs = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
