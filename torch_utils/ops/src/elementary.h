@@ -96,18 +96,23 @@ MATE3D_INLINE T exponential_minus_one(T x) {
 #endif
 }
 
+// 1 / (2 k + 1) + z / (2 k + 3) + ..., `terms` terms from number k on.
+template <typename T, int k, int terms>
+MATE3D_INLINE T odd_reciprocals(T z) {
+  constexpr T first = T(1.0 / (2 * k + 1));
+  if constexpr (k + 1 == terms) return first;
+  else return first + z * odd_reciprocals<T, k + 1, terms>(z);
+}
+
 // log(1 + x) for 0 <= x <= 1.
 template <typename T>
 MATE3D_INLINE T log_one_plus(T x) {
 #ifdef __CUDA_ARCH__
   return std::log1p(x);
 #else
-  const T s = x / (T(2) + x), z = s * s;  // log(1 + x) = 2 artanh(s), s <= 1/3
+  const T s = x / (T(2) + x), z = s * s;  // log(1 + x) = 2 artanh(s) = 2 s (1 + z / 3 + z^2 / 5 ...), s <= 1/3
   constexpr int terms = sizeof(T) == 4 ? 8 : 17;
-  T sum = T(0);
-#pragma GCC unroll 20
-  for (int k = terms - 1; k >= 0; --k) sum = sum * z + T(1.0) / T(2 * k + 1);
-  return 2 * s * sum;
+  return 2 * s * odd_reciprocals<T, 0, terms>(z);
 #endif
 }
 
