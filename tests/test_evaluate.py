@@ -91,8 +91,17 @@ def run(*options: object) -> Result:
 
 def scores(models: Path, verb: str, *options: object) -> dict:
     path = models / f"{verb}.json"
-    fixed = ("--network", models / "network.safetensors", "--data", models / "set", "--json", path)
-    result = run(verb, *fixed, "--device", "cpu", *options)
+    fixed = (
+        "--network",
+        models / "network.safetensors",
+        "--data",
+        models / "set",
+        "--json",
+        path,
+        "--device",
+        "cpu",
+    )
+    result = run(verb, *fixed, *options)
     assert result.exit_code == 0, result.output
     assert f"written to {path}" in result.output
     return json.loads(path.read_text())
@@ -109,6 +118,15 @@ def test_quality_tells_true_data_from_all_generators(models: Path) -> None:
             assert table["true"][measure] < 0.7 * table[name][measure], (name, measure)
         assert table["true"]["recall"] > table[name]["recall"], name  # 32 pictures are too few for precision
         assert table["true"]["mask_iou"] > table[name]["mask_iou"], name
+
+
+@pytest.mark.cuda
+def test_scores_are_those_of_the_cpu_on_a_gpu(models: Path) -> None:
+    options = ("--features", "clip", "--no-references")
+    cpu = scores(models, "quality", *options)["scores"]["network"]
+    gpu = scores(models, "quality", *options, "--device", "cuda")["scores"]["network"]
+    assert gpu["fid"] == pytest.approx(cpu["fid"], rel=0.02)  # TF32 and the order of sums
+    assert gpu["mask_iou"] == pytest.approx(cpu["mask_iou"], abs=0.02)
 
 
 def test_the_training_log_has_the_numbers_of_the_command(models: Path, tmp_path: Path) -> None:

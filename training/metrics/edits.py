@@ -155,7 +155,7 @@ def score(task: _Task, after: Scene, judges: EditJudges) -> EditScore:
 @torch.no_grad()
 def score_true(pictures: PortraitSet, judges: EditJudges) -> dict[str, float]:
     """What true portraits get with their own captions: as good as success and CLIP can be read."""
-    images = to_float(pictures.images)
+    images = to_float(pictures.images).to(judges.reader.device)
     read = [words for part in images.split(64) for words in judges.reader(part).words()]
     right = [
         all(satisfied(claims(caption), words).values())

@@ -25,11 +25,14 @@ class FeatureNetwork:
     """Pictures (n, 3, H, H) in [-1, 1] to features (n, D)."""
 
     name: str  # what the numbers are reported with
-    extract: Callable[[Tensor], Tensor]  # a batch
+    extract: Callable[[Tensor], Tensor]  # a batch, on the network's device
+    device: torch.device | str = "cpu"
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        return torch.cat([self.extract(part).float() for part in images.split(_BATCH)])
+        """On the CPU, where the distances are computed in double precision."""
+        parts = [self.extract(part.to(self.device)) for part in images.split(_BATCH)]
+        return torch.cat([part.float().cpu() for part in parts])
 
 
 def feature_network(name: str, device: str = "cpu", say: Callable[[str], None] = print) -> FeatureNetwork:
@@ -42,7 +45,7 @@ def feature_network(name: str, device: str = "cpu", say: Callable[[str], None] =
         if name == "clip":
             say("features: the bundled CLIP (no Inception weights here; --features inception fetches them)")
     if name == "inception":
-        return FeatureNetwork("inception", _inception(device))
+        return FeatureNetwork("inception", _inception(device), device)
     if name == "clip":
         return clip_features(PortraitClip.load(clips.BUNDLED, device))
     if name == "reader":
@@ -53,7 +56,8 @@ def feature_network(name: str, device: str = "cpu", say: Callable[[str], None] =
 def clip_features(clip: PortraitClip) -> FeatureNetwork:
     """Embeddings, times sqrt(D): their mean square is 1, as the polynomial kernel of KID expects."""
     scale = clip.config.embed_dim**0.5
-    return FeatureNetwork("clip", lambda images: clip.encode_images(images) * scale)
+    device = clip.logit_scale.device
+    return FeatureNetwork("clip", lambda images: clip.encode_images(images) * scale, device)
 
 
 def reader_features(reader: Reader) -> FeatureNetwork:
@@ -63,7 +67,7 @@ def reader_features(reader: Reader) -> FeatureNetwork:
         levels = reader.features(images)
         return torch.cat([each for x in levels for each in (x.mean((2, 3)), x.std((2, 3)))], dim=1)
 
-    return FeatureNetwork("reader", extract)
+    return FeatureNetwork("reader", extract, reader.device)
 
 
 def _inception_file() -> Path:

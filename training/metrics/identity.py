@@ -91,5 +91,7 @@ class Identifier:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """(N, 3, H, H) in [-1, 1] to unit vectors (N, dim)."""
-        return torch.cat([self.network(part, self.reader.masks(part)) for part in images.split(64)])
+        """(N, 3, H, H) in [-1, 1] to unit vectors (N, dim), on the device of the pictures."""
+        parts = [part.to(self.reader.device) for part in images.split(64)]
+        found = torch.cat([self.network(part, self.reader.masks(part)) for part in parts])
+        return found.to(images.device)

@@ -65,7 +65,8 @@ def mask_scores(
     """IoU of the masks that the reader finds in the pictures with the masks that came with them."""
     if reader is None or reader.labels != labels:
         return None, None
-    found = torch.cat([reader.masks(part) for part in portraits.images.split(64)])
+    parts = portraits.images.split(64)
+    found = torch.cat([reader.masks(part.to(reader.device)).to(part.device) for part in parts])
     counted = presence(true_masks, labels.count) >= FREQUENT
     mean, each = mean_iou(portraits.masks, found, labels.count, counted)
     return mean, {name: x for name, x in zip(labels.names, each.tolist(), strict=True) if x == x}

@@ -129,6 +129,10 @@ class Reader(nn.Module):
             row[[self.labels.index(name) for name in names]] = 1
         self.register_buffer("members", members, persistent=False)
 
+    @property
+    def device(self) -> torch.device:
+        return self.members.device
+
     def resize(self, images: Tensor) -> Tensor:
         """Any square pictures to the reader's side, antialiased."""
         side = self.config.resolution
