@@ -17,7 +17,6 @@ from torch_utils.device import choose_device
 from training.distillation import OBJECTIVES
 from training.editing.settings import EditSettings
 from training.gallery import parse_seeds
-from training.generator import Generator
 from training.metrics import evaluation
 from training.metrics.edit_runs import EditRun, chosen_cases, evaluate_edits
 from training.metrics.edits import EditJudges, score_true
@@ -26,6 +25,7 @@ from training.metrics.features import NAMES
 from training.metrics.fitting import Fit
 from training.metrics.portrait_set import HELD_OUT, read_set
 from training.metrics.tables import Stopwatch, table, write_scores
+from training.network_source import open_network
 
 ROOT = Path(__file__).resolve().parent
 NETWORK = ROOT / "pretrained" / "portraits-64.safetensors"
@@ -86,7 +86,7 @@ def quality(
 ) -> None:
     """Pictures against true ones (FID, KID, precision, recall, SWD), and masks against the pictures."""
     watch, device = Stopwatch(), choose_device(device)
-    generator = Generator.load(network, device)
+    generator = open_network(network, device)
     halves = evaluation.true_halves(data, masks, generator.config, held_out)
     networks = evaluation.judges(features, generator.config.labels, device, click.echo)
     scores = evaluation.evaluate_quality(
@@ -133,7 +133,7 @@ def geometry(
 ) -> None:
     """Agreement of views from -40 to 40 degrees, identity, the signed distance, and fitted true surfaces."""
     watch, device = Stopwatch(), choose_device(device)
-    generator = Generator.load(network, device)
+    generator = open_network(network, device)
     config = generator.config
     options = GeometryOptions(tuple(parse_seeds(seeds)), trunc, inversions, Fit(steps=fit_steps), references)
     true_views = (
@@ -201,7 +201,7 @@ def edits(
         return
     watch, device = Stopwatch(), choose_device(device)
     settings = config_files.load(EditSettings, {"objective": objective, "steps": steps}, overrides)
-    config = Generator.load(network, device).config
+    config = open_network(network, device).config
     run = EditRun(network, prior, outdir, settings, device)
     found = evaluate_edits(run, chosen, label_set(config.labels), click.echo)
     if evaluation.fits(data, config, "--data", click.echo):

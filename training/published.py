@@ -115,10 +115,10 @@ def _load(path: Path) -> Generator:
 def _read(path: Path, name: str, stored: StoredTensor) -> Tensor:
     """The values as float32, all finite."""
     if not stored.dtype.is_floating_point:
-        raise UserError(f"{path}: {name!a} is {stored.dtype}, not a tensor of a generator")
+        raise UserError(f"{path}: {name!a:.80} is {stored.dtype}, not a tensor of a generator")
     tensor = stored.read().float()
     if not tensor.isfinite().all():
-        raise UserError(f"{path}: {name!a} holds numbers that are not finite: fetch the file again")
+        raise UserError(f"{path}: {name!a:.80} holds numbers that are not finite: fetch the file again")
     return tensor
 
 
@@ -126,7 +126,7 @@ def _generator_module(path: Path, networks: Mapping[str, PickledModule]) -> Pick
     for key in _PREFERRED:
         if key in networks:
             return networks[key]
-    held = ", ".join(map(ascii, sorted(networks)[:8])) or "no network"
+    held = ", ".join(f"{key!a:.40}" for key in sorted(networks)[:8]) or "no network"
     raise UserError(f"{path} holds no generator: expected G_ema in it and found {held}")
 
 
@@ -137,7 +137,7 @@ def _check(path: Path, places: Mapping[str, torch.Size], tensors: Mapping[str, T
         raise UserError(f"{path} lacks {len(missing)} tensors of such a generator, first {missing[0]}")
     if left_over:
         raise UserError(
-            f"{path} has {len(left_over)} tensors that no place is known for, first {left_over[0]!a}"
+            f"{path} has {len(left_over)} tensors that no place is known for, first {left_over[0]!a:.80}"
         )
     for name, shape in places.items():
         if tensors[name].shape != shape:
