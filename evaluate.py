@@ -175,6 +175,7 @@ def geometry(
 @click.option(
     "--outdir", type=_FILE, default=Path("out/edits"), help="A folder per case; finished ones stay."
 )
+@click.option("--rescore", is_flag=True, help="Score finished edits again, without editing again.")
 @click.option("--objective", type=click.Choice([each.name for each in OBJECTIVES]), default="cdgt")
 @click.option("--steps", type=click.IntRange(min=1), default=200)
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Any field of an edit's settings.")
@@ -189,6 +190,7 @@ def edits(
     cases: str | None,
     list_only: bool,
     outdir: Path,
+    rescore: bool,
     objective: str,
     steps: int,
     overrides: tuple[str, ...],
@@ -202,7 +204,7 @@ def edits(
     watch, device = Stopwatch(), choose_device(device)
     settings = config_files.load(EditSettings, {"objective": objective, "steps": steps}, overrides)
     config = open_network(network, device).config
-    run = EditRun(network, prior, outdir, settings, device)
+    run = EditRun(network, prior, outdir, settings, device, rescore)
     found = evaluate_edits(run, chosen, label_set(config.labels), click.echo)
     if evaluation.fits(data, config, "--data", click.echo):
         portraits = read_set(

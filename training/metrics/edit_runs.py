@@ -21,6 +21,7 @@ from training.pictures import write_png
 
 Say = Callable[[str], None]
 _SCORES = "scores.json"  # of a case, in its folder; written last, so a case that has it is done
+_REPORT = "report.json"  # what an edit writes last: with it, only the scores are missing
 _RUN = "edits.json"  # in the folder of all
 
 
@@ -33,6 +34,7 @@ class EditRun:
     outdir: Path
     settings: EditSettings
     device: str = "cpu"
+    rescore: bool = False  # judge finished edits again: the judges may have changed
 
 
 def chosen_cases(text: str | None) -> list[Case]:
@@ -64,7 +66,7 @@ def evaluate_edits(run: EditRun, cases: Sequence[Case], labels: LabelSet, say: S
     judges = EditJudges.load(run.device)
     for number, case in enumerate(cases):
         folder = run.outdir / case.name
-        if (folder / _SCORES).exists():
+        if (folder / _SCORES).exists() and not run.rescore:
             continue
         say(f"{number + 1} of {len(cases)}: {case.name} (seed {case.seed}), {case.prompt}")
         write_json(folder / _SCORES, finite(_one(run, case, folder, judges)))
@@ -94,7 +96,8 @@ def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def _one(run: EditRun, case: Case, folder: Path, judges: EditJudges) -> dict[str, Any]:
     about = {"case": case.name, "seed": case.seed, "prompt": case.prompt}
     try:
-        run_case(case, run.network, run.prior, folder, run.settings)
+        if not (folder / _REPORT).exists():
+            run_case(case, run.network, run.prior, folder, run.settings)
     except (UserError, IndexError) as error:  # no face: nothing to measure a hat by
         return {**about, "error": str(error)}
     return {**about, **score_folder(folder, judges, run.device)}
