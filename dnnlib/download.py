@@ -67,7 +67,7 @@ def fetch(name: HubName, *, endpoint: str | None = None) -> Path:
         return path
     url = hf_hub_url(name.repository, name.path, endpoint=endpoint)
     by_hand = f"fetch {url} with any program and save it as {path}, or give the path of your copy"
-    if constants.is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         raise UserError(f"{name} is not on this disk and HF_HUB_OFFLINE forbids to fetch it: {by_hand}")
     file = _describe(name, url, by_hand)
     path.parent.mkdir(parents=True, exist_ok=True)

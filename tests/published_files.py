@@ -145,10 +145,16 @@ def write_eg3d(path: Path, seed: int = 0, **rendering: Any) -> dict[str, Tensor]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], **rendering: Any) -> None:
-    module = tree(
+    """A pickle as training leaves it, with only the averaged generator in it."""
+    module = as_module(tensors, **rendering)
+    path.write_bytes(dump({"training_set_kwargs": EasyDict(), "G": None, "D": None, "G_ema": module}))
+
+
+def as_module(tensors: Mapping[str, Tensor], **rendering: Any) -> Persistent:
+    """A generator with these tensors; ``rendering`` changes its settings."""
+    return tree(
         tensors,
         "TriPlaneGenerator",
         neural_rendering_resolution=SMALL.raw_resolution,
         rendering_kwargs=EasyDict({**RENDERING, **rendering}),
     )
-    path.write_bytes(dump({"training_set_kwargs": EasyDict(), "G": None, "D": None, "G_ema": module}))

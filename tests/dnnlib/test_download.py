@@ -70,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setenv("MATE3D_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(download.constants, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(download.constants, "HF_HUB_OFFLINE", False)
     server = Hub(("127.0.0.1", 0), Handler)
     server.asked = []
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -138,7 +138,7 @@ def test_small_files_have_the_digest_of_git(hub: Hub) -> None:
 
 
 def test_offline_says_what_to_fetch_and_where_to_put_it(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download.constants, "is_offline_mode", lambda: True)
+    monkeypatch.setattr(download.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as error:
         fetch(NAME)
     line = str(error.value)
@@ -151,7 +151,7 @@ def test_offline_says_what_to_fetch_and_where_to_put_it(hub: Hub, monkeypatch: p
 
 def test_no_connection_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MATE3D_CACHE", str(tmp_path))
-    monkeypatch.setattr(download.constants, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(download.constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(UserError, match="cannot be reached .* save it as") as error:
         fetch(NAME, endpoint="http://127.0.0.1:9")  # nobody listens there
     assert "\n" not in str(error.value)

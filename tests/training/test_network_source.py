@@ -46,7 +46,7 @@ def test_files_folders_pickles_and_hub_names(generator, tmp_path: Path, monkeypa
 
 def test_a_name_of_the_hub_that_is_not_here(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MATE3D_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(download.constants, "is_offline_mode", lambda: True)
+    monkeypatch.setattr(download.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         UserError, match=r"fetch https://huggingface.co/Ellis/MaTe3D/resolve/main/a.pkl .* as"

@@ -14,7 +14,7 @@ from dnnlib import config as config_files
 from dnnlib.errors import UserError
 from edit import main as edit_main
 from generate import main as generate_main
-from tests.published_files import dump, tree, write_eg3d, write_mate3d, write_tensors
+from tests.published_files import as_module, dump, tree, write_eg3d, write_mate3d, write_tensors
 from torch_utils.legacy.__main__ import main
 from training.config import TrainConfig
 from training.generator import Generator, Want
@@ -183,7 +183,15 @@ def test_settings_that_are_not_implemented(setting: str, value, message: str, tm
     assert "\n" not in str(error.value)
 
 
-def test_the_average_is_preferred_and_other_networks_are_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "none.pkl").write_bytes(dump({"D": tree({"weight": torch.ones(1)})}))
+def test_the_average_is_preferred(tmp_path: Path) -> None:
+    """Of G and G_ema; other networks in the file, discriminators say, are left alone."""
+    modules = {"D": tree({"weight": torch.ones(1)}), "augment_pipe": None}
+    (tmp_path / "none.pkl").write_bytes(dump(modules))
     with pytest.raises(UserError, match="holds no generator: expected G_ema in it and found 'D'"):
         load_published(tmp_path / "none.pkl")
+    wanted = write_mate3d(tmp_path / "average.pkl", seed=1)
+    other = write_mate3d(tmp_path / "other.pkl", seed=2)
+    for name, generator in (("G", other), ("G_ema", wanted)):
+        modules[name] = as_module(published_tensors(generator))
+    (tmp_path / "both.pkl").write_bytes(dump(modules))
+    assert torch.equal(load_published(tmp_path / "both.pkl").mapping.w_avg, wanted.mapping.w_avg)
