@@ -1,0 +1,61 @@
+"""Measure this machine and this project on it: `python benchmark.py --json out/benchmark.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dnnlib.errors import UserError, user_errors
+from torch_utils.device import choose_device
+from training.benchmark.run import GROUPS, ROOT, Options, run, save
+
+
+@click.command(context_settings={"show_default": True})
+@click.option(
+    "--only", type=click.Choice(GROUPS), multiple=True, help="Groups to measure.", show_default="all"
+)
+@click.option("--cfg", default="portraits-64", help="Whose networks: a name in configs/, or a YAML file.")
+@click.option("--raw", type=int, multiple=True, help="Raw resolutions of the views.", show_default="of --cfg")
+@click.option("--batch", type=int, help="Pictures of a training step.", show_default="of --cfg")
+@click.option("--repetitions", type=click.IntRange(min=1), default=5)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of the CPU.", show_default="torch's own")
+@click.option("--shrink", type=click.IntRange(1, 64), default=1, help="Divide sizes, to try it out.")
+@click.option("--json", "path", type=click.Path(path_type=Path), help="Write all figures here as well.")
+@click.option("--device", help="cpu, cuda, cuda:1 ...", show_default="cuda where there is one")
+@user_errors
+def main(
+    only: tuple[str, ...],
+    cfg: str,
+    raw: tuple[int, ...],
+    batch: int | None,
+    repetitions: int,
+    threads: int | None,
+    shrink: int,
+    path: Path | None,
+    device: str | None,
+) -> None:
+    """Time views, training steps, an edit's step and each native operation, and compare them with the speed
+    of this machine's matrix products, convolutions and memory."""
+    config = Path(cfg) if Path(cfg).suffix in (".yaml", ".yml") else ROOT / "configs" / f"{cfg}.yaml"
+    if not config.is_file():
+        raise UserError(f"--cfg {cfg}: {config} is not there")
+    options = Options(
+        groups=only or GROUPS,
+        config=config,
+        raw_resolutions=raw,
+        batch=batch,
+        repetitions=repetitions,
+        threads=threads,
+        device=choose_device(device),
+        shrink=shrink,
+    )
+    found, rows = run(options, click.echo)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(path, options, found, rows)
+        click.echo(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

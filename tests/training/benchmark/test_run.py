@@ -1,0 +1,134 @@
+"""The benchmark: a tiny run of all groups, and what is made of its figures."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import benchmark
+from torch_utils import extension
+from training.benchmark import operations
+from training.benchmark import run as run_module
+from training.benchmark.measure import Row, Spread, flops, in_own_process, machine, repeat
+from training.benchmark.run import ROOT, Options, line, run, save
+
+TINY = """
+generator:
+  labels: ffhq-mask
+  resolution: 16
+  z_dim: 8
+  w_dim: 8
+  plane_resolution: 8
+  plane_channels: 4
+  channel_base: 64
+  channel_max: 8
+  decoder_width: 8
+  part_width: 4
+  feature_channels: 4
+  raw_resolution: 8
+  samples_coarse: 4
+  samples_fine: 4
+  sr_resolution: 8
+  sr_channels: [8]
+discriminator:
+  channel_base: 64
+  channel_max: 8
+schedule:
+  raw_resolution: 8
+  raw_resolution_final: 8
+batch: 2
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+def test_spread_takes_the_median():
+    assert Spread.of([3.0, 1.0, 10.0]) == Spread(3.0, 1.0, 10.0)
+
+
+def test_rows_say_gain_and_share_of_the_bound():
+    row = Row("a", "b", Spread(2.0, 1.0, 3.0), 4, Spread(6.0, 6.0, 6.0), 0.5, "memory", 123.4)
+    assert row.gain == 3 and row.fraction == 0.25
+    assert line(row) == "| a | b | 2 | 1 - 3 | 0.5 | 25% memory | 6 | 3.00 | 123 |"
+    assert line(Row("a", "b", Spread(2.0, 1.0, 3.0))) == "| a | b | 2 | 1 - 3 | 2 |  |  |  |  |"
+
+
+def test_repeat_leaves_out_the_first_run():
+    calls = []
+    spread = repeat(lambda: calls.append(1), 3, "cpu")
+    assert len(calls) == 4 and 0 <= spread.lowest <= spread.median <= spread.highest
+
+
+def test_flops_are_those_of_the_references(monkeypatch):
+    seen = []
+    assert flops(lambda: (seen.append(dict(extension.AUTO)), torch.ones(2, 3) @ torch.ones(3, 5))) == 2 * 30
+    assert seen == [{}] and extension.AUTO
+
+
+def test_the_machine_is_measured():
+    found = machine("cpu", 1, size=64)
+    assert found.product > 0 and found.convolution > 0 and found.memory > 0 and found.threads >= 1
+
+
+@pytest.mark.parametrize("number", range(len(operations.cases(64))))
+def test_every_operation_can_be_measured(number, monkeypatch):
+    # where nothing native is built, 'native' runs the reference: enough to test the cases
+    monkeypatch.setattr(extension, "loaded", lambda _: frozenset())
+    case = operations.cases(64)[number]
+    rows = list(operations.measure(case, 1, "cpu", 1e9))
+    assert [row.name.rpartition(": ")[2] for row in rows][:2] == ["forward", "with backward"]
+    assert all(row.reference and row.gain > 0 for row in rows)
+
+
+def test_every_native_operation_has_a_case():
+    assert {case.operation for case in operations.cases(64)} == extension.NATIVE.keys()
+
+
+@pytest.mark.timeout(300)  # it imports torch anew
+def test_a_process_of_its_own():
+    assert in_own_process(os.getpid, threads=1) != os.getpid()
+
+
+def test_a_tiny_run(tiny, tmp_path, monkeypatch):
+    said = []
+    # processes would import all of the project anew
+    monkeypatch.setattr(
+        run_module, "in_own_process", lambda function, *arguments, threads: function(*arguments)
+    )
+    options = Options(("views", "training"), tiny, (8,), 2, repetitions=1, threads=1, shrink=64)
+    found, rows = run(options, said.append)
+    assert [row.group for row in rows] == ["views"] + ["training"] * 3
+    assert all(row.peak_mb > 10 and row.fraction > 0 for row in rows)
+    assert len(said) == 2 + len(rows)
+    save(tmp_path / "figures.json", options, found, rows)
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["machine"]["product"] == found.product and len(figures["rows"]) == len(rows)
+
+
+def test_command_line(tmp_path, monkeypatch):
+    asked = []
+    row = Row("views", "a view", Spread(2.0, 1.0, 3.0))
+    measured = machine("cpu", 1, size=64)
+    monkeypatch.setattr(benchmark, "run", lambda options, _: (asked.append(options), (measured, [row]))[1])
+    path = tmp_path / "new" / "figures.json"
+    arguments = ["--only", "views", "--raw", "64", "--raw", "128", "--cfg", "ffhq-mask", "--json", str(path)]
+    result = CliRunner().invoke(benchmark.main, [*arguments, "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert asked[0].groups == ("views",) and asked[0].raw_resolutions == (64, 128)
+    assert asked[0].config == ROOT / "configs" / "ffhq-mask.yaml"
+    assert json.loads(path.read_text())["rows"][0]["name"] == "a view"
+
+
+def test_unknown_configuration(monkeypatch):
+    monkeypatch.setattr(benchmark, "run", lambda *_: pytest.fail("ran"))
+    result = CliRunner().invoke(benchmark.main, ["--cfg", "nothing"])
+    assert result.exit_code == 2 and "nothing.yaml is not there" in result.output

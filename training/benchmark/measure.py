@@ -1,0 +1,165 @@
+"""Times with their spread, the machine's own speed, peak memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TypeVar
+from unittest.mock import patch
+
+import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from torch_utils import extension
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Seconds of several repetitions."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    @staticmethod
+    def of(seconds: list[float]) -> Spread:
+        return Spread(statistics.median(seconds), min(seconds), max(seconds))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    group: str
+    name: str
+    seconds: Spread
+    items: int = 1  # pictures that were made or trained on
+    reference: Spread | None = None  # the same by the reference operation
+    ideal: float | None = None  # seconds at the machine's own speed
+    bound: str = ""  # what that speed is: 'convolution' or 'memory'
+    peak_mb: float | None = None
+
+    def to_dict(self) -> dict:
+        return asdict(self) | {"fraction": self.fraction, "gain": self.gain}
+
+    @property
+    def fraction(self) -> float | None:
+        """Share of the bound that is reached."""
+        return None if self.ideal is None else self.ideal / self.seconds.median
+
+    @property
+    def gain(self) -> float | None:
+        """Times as fast as the reference."""
+        return None if self.reference is None else self.reference.median / self.seconds.median
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine reaches in the simplest operations: single precision, the threads of this run."""
+
+    device: str
+    threads: int
+    torch: str
+    product: float  # FLOP/s of a 2048 x 2048 matrix product
+    convolution: float  # FLOP/s of a 3 x 3 convolution, channels-last, 128 channels at 128 x 128
+    memory: float  # bytes/s read and written by adding two large tensors into a third
+
+
+def repeat(work: Callable[[], object], repetitions: int, device: str, *, warm_up: int = 1) -> Spread:
+    """Wall-clock seconds of ``work``, after ``warm_up`` runs that do not count."""
+    seconds = []
+    for index in range(warm_up + repetitions):
+        _wait(device)
+        start = time.perf_counter()
+        work()
+        _wait(device)
+        if index >= warm_up:
+            seconds.append(time.perf_counter() - start)
+    return Spread.of(seconds)
+
+
+def in_own_process(function: Callable[..., T], *arguments: object, threads: int | None) -> T:
+    """Calls it in a new process, whose peak memory is that of this call alone."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1, initializer=start_process, initargs=(threads,)) as pool:
+        return pool.apply(function, arguments)
+
+
+def start_process(threads: int | None) -> None:
+    """Makes a process measure what every other would."""
+    torch.manual_seed(0)
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+@torch.no_grad()
+def machine(device: str, repetitions: int, *, size: int = 2048) -> Machine:
+    """Measures it. ``size``: of the product; the others shrink with it (for tests)."""
+    a, b = (torch.randn(size, size, device=device) for _ in range(2))
+    product = repeat(lambda: a @ b, repetitions, device).lowest
+    side = max(8, size // 16)
+    x = torch.randn(1, 128, side, side, device=device).to(memory_format=torch.channels_last)
+    w = torch.randn(128, 128, 3, 3, device=device).to(memory_format=torch.channels_last)
+    convolution = repeat(lambda: F.conv2d(x, w, padding=1), repetitions, device).lowest
+    big = [torch.randn(8 * size * size // 2, device=device) for _ in range(3)]
+    memory = repeat(lambda: torch.add(big[0], big[1], out=big[2]), repetitions, device).lowest
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
+    return Machine(
+        device=name,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        product=2 * size**3 / product,
+        convolution=2 * 9 * 128 * 128 * side * side / convolution,
+        memory=3 * 4 * len(big[0]) / memory,
+    )
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return "CPU"
+
+
+def flops(work: Callable[[], object]) -> int:
+    """Floating-point operations of the convolutions and matrix products of one run of ``work``.
+
+    By the references: torch does not know what native operations hold. Recomputation counts as well.
+    """
+    with patch.dict(extension.AUTO, clear=True), _Counter() as counter:
+        work()
+    return counter.total
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up by torch's own formulas. (Its FlopCounterMode also follows modules, which a second derivative
+    inside of a module upsets.)"""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def peak_mb(device: str) -> float:
+    """Largest memory of this process so far: resident on a CPU, allocated by torch on a GPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

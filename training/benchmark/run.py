@@ -1,0 +1,121 @@
+"""Runs the groups of the benchmark, each network in a process of its own, and writes the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dnnlib import config as config_files
+from dnnlib.files import write_json
+from training.benchmark import operations, work
+from training.benchmark.measure import (
+    Machine,
+    Row,
+    flops,
+    in_own_process,
+    machine,
+    peak_mb,
+    repeat,
+    start_process,
+)
+from training.config import TrainConfig
+
+GROUPS = ("operations", "views", "training", "edit")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, and how often."""
+
+    groups: tuple[str, ...] = GROUPS
+    config: Path = ROOT / "configs" / "portraits-64.yaml"
+    raw_resolutions: tuple[int, ...] = ()  # of the views; empty: the configuration's
+    batch: int | None = None  # pictures of a training step; None: the configuration's
+    network: Path = ROOT / "pretrained" / "portraits-64.safetensors"
+    prior: Path = ROOT / "pretrained" / "prior-64"
+    repetitions: int = 5
+    threads: int | None = None
+    device: str = "cpu"
+    shrink: int = 1  # divides the sizes of the operations and of the machine's own measurement, for tests
+
+
+def run(options: Options, say: Callable[[str], None]) -> tuple[Machine, list[Row]]:
+    """Measures everything; ``say`` gets a line of the table at a time."""
+    start_process(options.threads)
+    found = machine(options.device, options.repetitions, size=2048 // options.shrink)
+    say(
+        f"{found.device}, {found.threads} threads, torch {found.torch}: "
+        f"product {found.product / 1e9:.0f} GFLOP/s, convolution {found.convolution / 1e9:.0f} GFLOP/s, "
+        f"memory {found.memory / 1e9:.1f} GB/s"
+    )
+    say(HEADER)
+    rows = []
+    for group in options.groups:
+        for row in in_own_process(_group, options, group, found, threads=options.threads):
+            rows.append(row)
+            say(line(row))
+    return found, rows
+
+
+def save(path: Path, options: Options, found: Machine, rows: Sequence[Row]) -> None:
+    """Writes all figures as JSON."""
+    given = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
+    write_json(path, {"options": given, "machine": asdict(found), "rows": [row.to_dict() for row in rows]})
+
+
+HEADER = (
+    "| group | what | median s | lowest - highest | per item s | of the bound | reference s | gain | MB |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def line(row: Row) -> str:
+    """A line of a Markdown table."""
+    share = f"{row.fraction:.0%} {row.bound}" if row.fraction is not None else ""
+    reference = f"{row.reference.median:.4g}" if row.reference else ""
+    gain = f"{row.gain:.2f}" if row.gain is not None else ""
+    peak = f"{row.peak_mb:.0f}" if row.peak_mb else ""
+    seconds = row.seconds
+    cells = (
+        row.group,
+        row.name,
+        f"{seconds.median:.4g}",
+        f"{seconds.lowest:.4g} - {seconds.highest:.4g}",
+        f"{seconds.median / row.items:.4g}",
+        share,
+        reference,
+        gain,
+        peak,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _group(options: Options, group: str, found: Machine) -> list[Row]:
+    if group == "operations":
+        return list(_operation_rows(options, found))
+    return list(_work_rows(options, group, found))
+
+
+def _operation_rows(options: Options, found: Machine) -> Iterator[Row]:
+    there = operations.available(options.device)
+    for case in operations.cases(options.shrink, options.device):
+        if case.operation in there:
+            yield from operations.measure(case, options.repetitions, options.device, found.memory)
+
+
+def _work_rows(options: Options, group: str, found: Machine) -> Iterator[Row]:
+    config = config_files.load(TrainConfig, options.config)
+    device = options.device
+    if group == "views":
+        works = work.views(config, device, options.raw_resolutions or (config.generator.raw_resolution,))
+    elif group == "training":
+        works = work.training_steps(config, device, batch=options.batch or config.batch)
+    else:
+        works = work.edit_steps(options.network, options.prior, device)
+    for each in works:
+        seconds = repeat(each.run, options.repetitions, device)
+        peak = peak_mb(device)  # before the references run, which need more
+        ideal = flops(each.run) / found.convolution
+        yield Row(group, each.name, seconds, each.items, None, ideal, "convolution", peak)

@@ -1,0 +1,111 @@
+"""What the project is for, as work that can be timed: views, training steps, an edit's step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from datasets.labels import label_set
+from datasets.masked_images import Batch
+from training.adversarial import AdversarialPhase, draw_scenes
+from training.config import TrainConfig
+from training.curves import Curves
+from training.editing.optimise import EditOptimiser
+from training.editing.region import EditRequest
+from training.generator import Generator
+from training.network_source import open_network
+from training.phases import Context, build_models
+from training.pictures import look
+from training.prior import load_prior
+from training.scene import camera_at, class_map, latent_of_seed, scene_of, ws_of_latent
+from training.schedules import moment
+from training.updates import FiniteGuard, frozen
+from training.views import real_views
+
+
+@dataclass(frozen=True)
+class Work:
+    """Something to time."""
+
+    name: str
+    run: Callable[[], object]
+    items: int = 1  # pictures that one run makes or trains on
+
+
+def views(config: TrainConfig, device: str, raw_resolutions: tuple[int, ...]) -> Iterator[Work]:
+    """A view of an untrained generator, everything included: mapping, planes, rendering, super-resolution."""
+    generator = Generator(config.generator).eval().requires_grad_(False).to(device)
+    camera = camera_at(generator, 0.0, 0.0)
+    z = latent_of_seed(generator, 0)
+
+    def view(resolution: int) -> None:
+        with torch.no_grad():
+            ws = generator.map(z, camera)
+            generator.synthesise(ws, camera, raw_resolution=resolution, deterministic=True, chunk=4096)
+
+    for resolution in raw_resolutions:
+        side = config.generator.resolution
+        yield Work(f"view {side} px, raw {resolution}", lambda resolution=resolution: view(resolution))
+
+
+def training_steps(config: TrainConfig, device: str, *, batch: int) -> Iterator[Work]:
+    """The parts of a step, on random pictures: their gradients, not the optimiser's update."""
+    config = replace(config, batch=batch, schedule=replace(config.schedule, blur_kimg=0))
+    models = build_models(config, torch.device(device))
+    phase = AdversarialPhase(Context(config, models, Curves(), FiniteGuard(1), torch.device(device)))
+    size = config.generator
+    pictures = Batch(
+        image=torch.randint(0, 256, (batch, 3, size.resolution, size.resolution), dtype=torch.uint8),
+        mask=torch.randint(0, size.parts, (batch, size.resolution, size.resolution), dtype=torch.uint8),
+        camera=camera_at(models.generator, 0.0, 0.0).cpu().expand(batch, -1),
+        index=torch.arange(batch),
+    ).to(device)
+    now = moment(config.schedule, 100_000, batch)
+    reals = real_views(pictures.image, pictures.mask, size.parts, now.raw_resolution)
+    scenes = draw_scenes(size.z_dim, pictures.camera, now.swap_probability)
+
+    def generator_step() -> None:
+        with frozen(models.discriminator, models.discriminator_mask):
+            phase.generator_gradients(scenes, now, pictures)
+        models.generator.zero_grad()
+
+    def discriminator_step() -> None:
+        phase.discriminator_gradients(reals, fakes, pictures.camera, now)
+        zero()
+
+    def r1_step() -> None:
+        phase.r1_gradients(reals, pictures.camera, now)
+        zero()
+
+    def zero() -> None:
+        models.discriminator.zero_grad()
+        models.discriminator_mask.zero_grad()
+
+    yield Work(f"generator step, batch {batch}", generator_step, batch)
+    fakes = phase.generated(scenes, now)
+    yield Work(f"discriminator steps, batch {batch}", discriminator_step, batch)
+    yield Work(f"R1 of both discriminators, batch {batch}", r1_step, batch)
+
+
+def edit_steps(network: Path, prior: Path, device: str) -> Iterator[Work]:
+    """Steps of an edit that makes a hat of the hair; every second one distils normals as well."""
+    generator = open_network(network, device)
+    with torch.no_grad():
+        scene = scene_of(generator, ws_of_latent(generator, latent_of_seed(generator, 0), 0.7))
+        camera = camera_at(generator, 0.0, 0.0)
+        rendered = class_map(look(scene, camera))[0]
+    labels = label_set(generator.config.labels)
+    hair, hat = labels.index("hair"), labels.index("hat")
+    request = EditRequest(torch.where(rendered == hair, hat, rendered), rendered, camera, (hair, hat))
+    optimiser = EditOptimiser(
+        scene, load_prior(str(prior), None, device=device), request, "a person with a hat", "a person"
+    )
+
+    def two_steps() -> None:
+        optimiser.step(0)
+        optimiser.step(1)
+
+    yield Work("edit, two steps", two_steps, 2)
