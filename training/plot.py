@@ -18,8 +18,8 @@ from training import curves
 _PRIOR_FILE = "curves.jsonl"
 # Panels: title, curves. A panel none of whose curves a run has is left out.
 PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("warm start: L1 and cross-entropy", ("fit/image", "fit/gradients", "fit/mask")),
-    ("warm start: depth L1", ("fit/depth",)),
+    ("reconstruction: L1 and cross-entropy", ("fit/image", "fit/gradients", "fit/mask")),
+    ("reconstruction: depth L1", ("fit/depth",)),
     ("adversarial losses of the generator", ("generator/image", "generator/mask")),
     ("sign of D on true pictures", ("discriminator/image_real_sign", "discriminator/mask_real_sign")),
     ("R1: squared gradient norm", ("discriminator/image_r1", "discriminator/mask_r1")),
