@@ -186,3 +186,17 @@ def test_operations_are_well_defined():
     for weights in (True, False):
         torch.library.opcheck(ops.fused_mlp_second, (*detached, weights), test_utils=utils)
     torch.library.opcheck(ops.fused_mlp_gradient, (*detached[1:], False), test_utils=utils)
+
+
+def test_compiles_whole():
+    """Traced into one graph, forwards and backwards; the tracing is what is tested, not a code generator."""
+    arguments = inputs(9)
+
+    def function(*each):
+        return fused_mlp(*each, impl="native")
+
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    found, expected = (
+        torch.autograd.grad(each(*arguments).square().sum(), arguments) for each in (compiled, function)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -256,3 +256,17 @@ def by_grid_sample(planes, points, projection):
         grid = points[:, None][..., list(axes)] * 2 / BOX
         sampled = sampled + F.grid_sample(plane, grid, align_corners=False)[:, :, 0].mT / 3
     return sampled
+
+
+def test_compiles_whole():
+    """Traced into one graph, forwards and backwards; the tracing is what is tested, not a code generator."""
+    arguments = [tensor.requires_grad_() for tensor in scene()]
+
+    def function(planes, points):
+        return triplane_sample(planes, points, projection="orthogonal", box_warp=BOX, impl="native")
+
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    found, expected = (
+        torch.autograd.grad(each(*arguments).square().sum(), arguments) for each in (compiled, function)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -18,7 +18,8 @@ namespace {
 
 constexpr int64_t kPair = 2;                             // vectors of points in a register block
 constexpr int64_t kRows = kLaneBytes == 64 ? 8 : 4;      // weights in a register block
-constexpr int64_t kSlabs = 64;                           // partial sums of the weights' gradients, whatever the threads
+// Partial sums of the weights' gradients: at most so many, each of so many chunks at least.
+constexpr int64_t kSlabs = 64, kChunksOfSlab = 8;
 
 template <typename T>
 constexpr int64_t kTile = kPair * kLanes<T>;             // points in a register block
@@ -89,20 +90,33 @@ void add_outer(int64_t points, const T* a, int64_t count, const T* rows, int64_t
   }
 }
 
-// Rows of `columns` numbers to columns of kChunk points; the points after `points` are zero.
+// Rows of numbers, `from_pitch` apart, to rows of the numbers that were below each other.
 template <typename T>
-void turn(const T* from, int64_t points, int64_t columns, T* to) {
-  for (int64_t c = 0; c < columns; ++c) {
-    for (int64_t m = 0; m < points; ++m) to[c * kChunk<T> + m] = from[m * columns + c];
-    std::fill(to + c * kChunk<T> + points, to + (c + 1) * kChunk<T>, T(0));
+void turn(const T* from, int64_t from_pitch, int64_t rows, int64_t columns, T* to, int64_t to_pitch) {
+  constexpr int64_t side = kLanes<T>;
+  if (rows < side || columns < side) {
+    for (int64_t c = 0; c < columns; ++c) {
+      for (int64_t r = 0; r < rows; ++r) to[c * to_pitch + r] = from[r * from_pitch + c];
+    }
+    return;
+  }
+  for (int64_t r = 0; r < rows; r += side) {
+    for (int64_t c = 0; c < columns; c += side) {  // the last squares overlap those before
+      const int64_t row = std::min(r, rows - side), column = std::min(c, columns - side);
+      Lanes<T> square[side];
+      for (int64_t i = 0; i < side; ++i) square[i] = load(from + (row + i) * from_pitch + column);
+      transpose<T>(square);
+      for (int64_t i = 0; i < side; ++i) store(to + (column + i) * to_pitch + row, square[i]);
+    }
   }
 }
 
+// A point's numbers, side by side, to columns of kChunk points; those after the last are zero.
 template <typename T>
-void turn_back(const T* from, int64_t points, int64_t columns, T* to) {
-  for (int64_t m = 0; m < points; ++m) {
-    for (int64_t c = 0; c < columns; ++c) to[m * columns + c] = from[c * kChunk<T> + m];
-  }
+void turn_points(const T* from, int64_t points, int64_t columns, T* to) {
+  turn(from, columns, points, columns, to, kChunk<T>);
+  if (points == kChunk<T>) return;
+  for (int64_t c = 0; c < columns; ++c) std::fill(to + c * kChunk<T> + points, to + (c + 1) * kChunk<T>, T(0));
 }
 
 template <typename T>
@@ -200,14 +214,14 @@ class Chunk {
   void run(int64_t begin, int64_t count) {
     const int64_t columns = a.heads * a.outputs;
     points = count;
-    turn<T>(a.x + begin * a.channels, count, a.channels, space.x);
+    turn_points<T>(a.x + begin * a.channels, count, a.channels, space.x);
     if constexpr (order != Order::outputs) {
-      turn<T>(a.grad + begin * columns, count, columns, space.grad);
+      turn_points<T>(a.grad + begin * columns, count, columns, space.grad);
       std::fill_n(static_cast<T*>(space.to_x), w.channels * kChunk<T>, T(0));
       if (weights) pad_rows<T>(a.x + begin * a.channels, a.channels, count, a.channels, space.rows, sums->channels);
     }
     if constexpr (order == Order::second) {
-      turn<T>(a.direction + begin * a.channels, count, a.channels, space.direction);
+      turn_points<T>(a.direction + begin * a.channels, count, a.channels, space.direction);
       if (weights) {
         pad_rows<T>(a.direction + begin * a.channels, a.channels, count, a.channels, space.direction_rows,
                     sums->channels);
@@ -222,8 +236,15 @@ class Chunk {
       }
       if constexpr (weights) to_weights(p, begin);
     }
-    if constexpr (order != Order::outputs) turn_back<T>(space.to_x, count, a.channels, a.to_x + begin * a.channels);
-    if constexpr (order != Order::gradient) store_outputs(begin, columns);
+    if constexpr (order != Order::outputs) {
+      turn<T>(space.to_x, kChunk<T>, a.channels, count, a.to_x + begin * a.channels, a.channels);
+    }
+    if constexpr (order != Order::gradient) {
+      const int64_t each = w.outputs == a.outputs ? columns : a.outputs;  // columns without a gap
+      for (int64_t done = 0, from = 0; done < columns; done += each, from += w.outputs) {
+        turn<T>(space.y + from * kChunk<T>, kChunk<T>, each, count, a.y + begin * columns + done, columns);
+      }
+    }
   }
 
  private:
@@ -332,16 +353,6 @@ class Chunk {
     }
   }
 
-  void store_outputs(int64_t begin, int64_t columns) {
-    for (int64_t m = 0; m < points; ++m) {
-      for (int64_t p = 0; p < a.heads; ++p) {
-        for (int64_t o = 0; o < a.outputs; ++o) {
-          a.y[(begin + m) * columns + p * a.outputs + o] = space.y[(p * w.outputs + o) * kChunk<T> + m];
-        }
-      }
-    }
-  }
-
   const MlpArguments<T>& a;
   const Weights<T>& w;
   Workspace<T>& space;
@@ -375,7 +386,7 @@ void run(const MlpArguments<T>& a) {
   if (a.points == 0) return;
   const Weights<T> w(a);
   const int64_t chunks = (a.points + kChunk<T> - 1) / kChunk<T>;
-  const int64_t slabs = std::min(kSlabs, chunks);
+  const int64_t slabs = weights ? std::clamp<int64_t>(chunks / kChunksOfSlab, 1, kSlabs) : chunks;
   std::vector<std::unique_ptr<Sums<T>>> sums(weights ? slabs : 0);
   at::parallel_for(0, slabs, 1, [&](int64_t begin, int64_t end) {
     Workspace<T> space(a, w, order, weights);
