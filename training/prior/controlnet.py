@@ -86,7 +86,7 @@ class ControlNetStage:
         noisy = self.prior.add_noise(clean, noise, t)
         dtype = self.prior.dtype
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            seen = torch.ones(count, device=device)
+            seen = torch.ones(count, device=device, dtype=dtype)
             output = controlled(
                 self.prior.unet, module[NAME], noisy.to(dtype), t, text.to(dtype), condition.to(dtype), seen
             )

@@ -58,8 +58,8 @@ def trained(config, base, tmp_path_factory) -> tuple[Path, Path]:
     return outdir, train_controlnet(config, str(base), outdir)
 
 
-def stage_of(config, base) -> ControlNetStage:
-    prior = load_prior(base)
+def stage_of(config, base, dtype=torch.float32) -> ControlNetStage:
+    prior = load_prior(base, dtype=dtype)
     data = MaskedImages(config.data, None, config.labels, prior.image_size, mirror=True, extras=("caption",))
     return ControlNetStage(config, prior, data)
 
@@ -78,6 +78,23 @@ def test_at_first_it_changes_nothing(config, base) -> None:
     moved = {name for name, p in fresh.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     assert moved and all("controlnet_down_blocks" in n or "controlnet_mid_block" in n for n in moved)
     assert all(p.grad is None for p in stage.prior.parameters())
+
+
+def test_a_half_precision_base_as_on_cuda(config, base) -> None:
+    """Frozen base in bfloat16, ControlNet in float32: the same loss to 8 bits, gradients in float32."""
+    losses = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        stage = stage_of(config, base, dtype)
+        module_ = torch.nn.ModuleDict(
+            {"controlnet": new_controlnet(stage.prior).float().requires_grad_(True)}
+        )
+        loss = stage.losses(module_, step_generator(0, "x", 0))["loss"]
+        loss.backward()
+        gradients = [p.grad for p in module_.parameters() if p.grad is not None]
+        assert gradients and all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 def test_a_run_leaves_a_controlnet_for_its_base(trained, base, config) -> None:
