@@ -21,7 +21,8 @@ from dnnlib.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.is_file()]
-RUNNABLE = ("conventions.md", "data.md", "published-weights.md")  # pages whose Python blocks run without trained models
+# pages whose Python blocks run without trained models
+RUNNABLE = ("conventions.md", "data.md", "published-weights.md")
 
 
 def page_id(page: Path) -> str:
