@@ -133,7 +133,7 @@ def score(task: _Task, after: Scene, judges: EditJudges) -> EditScore:
     words = judges.clip.encode_texts([task.source_prompt, task.prompt])
     similar = pictures @ words[1]
     direction = directional_similarity(pictures[:1], pictures[1:], words[:1], words[1:])
-    features = [judges.reader.features(image[None]) for image in images]
+    features = outside_features(judges.reader, images, task.outside)
     faces = judges.identifier(images)
     consistency = score_consistency([sights_of_scene(after, _YAWS)], None)
     ious = mask_ious(views[1].mask[0].argmax(0), request, labels)
@@ -150,6 +150,15 @@ def score(task: _Task, after: Scene, judges: EditJudges) -> EditScore:
         depth_warp=consistency.depth_warp,
         mask_agreement=consistency.mask_agreement,
     )
+
+
+def outside_features(reader: Reader, images: Tensor, outside: Tensor) -> list[list[Tensor]]:
+    """The reader's features of two pictures (2, 3, H, H) that differ only ``outside`` (H, W) bool.
+
+    The features of a place depend on all of the picture: inside, the second is made equal to the first.
+    """
+    blended = torch.where(outside, images[1], images[0])
+    return [reader.features(image[None]) for image in (images[0], blended)]
 
 
 @torch.no_grad()

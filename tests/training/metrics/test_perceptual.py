@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from training.metrics.edits import outside_features
 from training.metrics.perceptual import perceptual_distance
+from training.metrics.reader import Reader
 
 
 def test_equal_features_are_at_no_distance_and_opposite_ones_at_four() -> None:
@@ -27,3 +29,14 @@ def test_only_the_places_that_count_count() -> None:
     where[:, 4:] = True
     assert perceptual_distance([a], [b], where) == 0
     assert perceptual_distance([a], [b], ~where) == pytest.approx(2)
+
+
+def test_what_an_edit_does_inside_is_not_seen_outside(reader: Reader) -> None:
+    """The reader's features of a place depend on all of the picture; the distance must not."""
+    images = (torch.rand(1, 3, 16, 16) * 2 - 1).repeat(2, 1, 1, 1)
+    outside = torch.ones(16, 16, dtype=torch.bool)
+    outside[4:9, 4:9] = False
+    images[1, :, 4:9, 4:9] = 1
+    assert perceptual_distance(*outside_features(reader, images, outside), outside) == 0
+    images[1, :, 12:, :] = 1
+    assert perceptual_distance(*outside_features(reader, images, outside), outside) > 0.01
