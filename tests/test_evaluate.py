@@ -203,7 +203,7 @@ def test_auto_features_say_which(capsys) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("quality", "--network", "absent.safetensors"), "there is no checkpoint"),
+        (("quality", "--network", "absent.safetensors"), "there is no network"),
         (("quality", "--data", "absent"), "there is no folder"),
         (("geometry", "--seeds", "x"), "--seeds"),
         (("edits", "--cases", "x"), "--cases"),
