@@ -18,6 +18,12 @@ from training.benchmark.run import GROUPS, ROOT, Options, run, save
 @click.option("--cfg", default="portraits-64", help="Whose networks: a name in configs/, or a YAML file.")
 @click.option("--raw", type=int, multiple=True, help="Raw resolutions of the views.", show_default="of --cfg")
 @click.option("--batch", type=int, help="Pictures of a training step.", show_default="of --cfg")
+@click.option("--network", help="Generator of the edit, as of edit.py.", show_default="the bundled one")
+@click.option("--prior", help="Prior of the edit, as of edit.py.", show_default="the bundled one")
+@click.option("--controlnet", help="ControlNet of the edit, as of edit.py.", show_default="the prior's")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="A.B=C", help="Any field of training/editing/settings.py."
+)
 @click.option("--repetitions", type=click.IntRange(min=1), default=5)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the CPU.", show_default="torch's own")
 @click.option("--shrink", type=click.IntRange(1, 64), default=1, help="Divide sizes, to try it out.")
@@ -29,6 +35,10 @@ def main(
     cfg: str,
     raw: tuple[int, ...],
     batch: int | None,
+    network: str | None,
+    prior: str | None,
+    controlnet: str | None,
+    overrides: tuple[str, ...],
     repetitions: int,
     threads: int | None,
     shrink: int,
@@ -45,6 +55,10 @@ def main(
         config=config,
         raw_resolutions=raw,
         batch=batch,
+        network=Path(network) if network else Options.network,
+        prior=prior or Options.prior,
+        controlnet=controlnet,
+        edit_settings=overrides,
         repetitions=repetitions,
         threads=threads,
         device=choose_device(device),

@@ -276,7 +276,7 @@ class AdversarialPhase:
             drawn = augment.draw(
                 len(views.image), self.strength.value, now.raw_resolution, views.image.device
             )
-        return prepare(views, blur_share=now.blur, augmentation=drawn)
+        return prepare(views, blur_share=now.blur, augmentation=drawn, mask_noise=now.mask_noise)
 
     def _apply_discriminators(self) -> None:
         for updater in self.discriminator_updaters:

@@ -134,6 +134,9 @@ class ScheduleConfig:
     swap_final: float = 0.5
     blur_sigma: float = 10.0  # blur of the discriminators' input in pixels at the start (of a 512 px image)
     blur_kimg: float = 200.0  # ... fading to none over this (times batch / 32)
+    mask_noise: float = 0.0  # deviation of the noise on all masks that the discriminators see, at the start
+    mask_noise_final: float = 0.0  # ... and after mask_noise_kimg; masks lie in [-1, 1]
+    mask_noise_kimg: float = 1000.0
     generator_delay_kimg: float = 0.0  # at first only the discriminators learn: a warm start is ahead of them
     raw_resolution: int = 64  # side of the volume rendering at the start
     raw_resolution_final: int = 128
@@ -164,11 +167,13 @@ class WarmStartConfig:
         32  # channels of the encoder's first convolution; each doubles them, up to the maximum
     )
     encoder_width_max: int = 128
-    beta: float = 0.0  # beta falls to this over the first half of the phase; 0: left alone
+    beta: float = 0.0  # beta falls to this over the first beta_kimg; 0: left alone
+    beta_kimg: float = 5.0
     divergence: float = 5e-4  # weight of the latents' divergence from the standard normal, in nats
     image: float = 1.0  # weight of the L1 of image and raw image
     perceptual: float = 0.0  # weight of the multi-scale gradient difference
     mask: float = 0.5  # weight of the cross-entropy of mask and raw mask
+    balance: float = 0.0  # pixels of rare classes count more: share of a class to the power of minus this
     depth: float = 2.0  # weight of the L1 of the depth, foreground only
     normals: float = 0.2  # weight of the L1 of the normals, foreground only
     keep: float = 0.0  # share of each adversarial batch whose latents are encoded pictures, to be matched ...

@@ -22,6 +22,7 @@ from training.views import one_hot, reduce
 
 _MASK_LOGITS = 5.0  # mask channels lie in [-1, 1]: times this they are the logits of the cross-entropy
 _SCALES = 3  # of the gradient difference: full size, half, quarter
+_RAREST = 1e-3  # share of the pixels below which a class weighs no more
 _FOREGROUND = 0.999  # share of a raw pixel that must be foreground for its depth and normal to count
 BETAS = (0.9, 0.99)  # Adam's, with momentum, unlike the adversarial ones: there is no moving target here
 
@@ -48,10 +49,11 @@ class Reconstruction:
         config = self.config
         rendering = _first(rendering, len(batch))
         classes = one_hot(batch.mask, self.parts)
-        terms = image_terms(config.image, config.perceptual, rendering, _picture(batch))
+        pixels = pixel_weights(classes, config.balance)
+        terms = image_terms(config.image, config.perceptual, rendering, _picture(batch), pixels)
         terms.append(Term("fit/divergence", config.divergence, posterior.divergence().mean()))
         if config.mask:
-            terms.append(Term("fit/mask", config.mask, mask_loss(rendering, classes)))
+            terms.append(Term("fit/mask", config.mask, mask_loss(rendering, classes, pixels)))
         raw_resolution = rendering.image_raw.shape[-1]
         foreground = reduce(1 - classes[:, :1], raw_resolution)  # (N, 1, r, r)
         if config.depth:
@@ -75,10 +77,27 @@ def _first(rendering: Rendering, count: int) -> Rendering:
     return replace(rendering, **tensors, samples=None)
 
 
-def image_terms(weight: float, weight_perceptual: float, rendering: Rendering, image: Tensor) -> list[Term]:
-    """L1 of the picture (N, 3, H, H) and of its raw rendering, and of their gradients at several scales."""
-    raw = reduce(image, rendering.image_raw.shape[-1])
-    difference = (rendering.image - image).abs().mean() + (rendering.image_raw - raw).abs().mean()
+def pixel_weights(classes: Tensor, balance: float) -> Tensor:
+    """How much each pixel of one-hot masks (N, P, H, W) counts, (N, 1, H, W) with mean 1.
+
+    In proportion to its class's share of the batch's pixels to the power of ``-balance``: with 0 all pixels
+    are equal, with 1 all classes. An eye has a hundredth of a background's pixels, and is what people look at
+    first.
+    """
+    shares = classes.mean(dim=(0, 2, 3)).clamp_min(_RAREST)
+    weights = (classes * shares.pow(-balance).view(1, -1, 1, 1)).sum(1, keepdim=True)
+    return weights / weights.mean()
+
+
+def image_terms(
+    weight: float, weight_perceptual: float, rendering: Rendering, image: Tensor, pixels: Tensor
+) -> list[Term]:
+    """L1 of the picture (N, 3, H, H) and of its raw rendering, by the weights of the pixels (N, 1, H, H), and
+    of their gradients at several scales."""
+    resolution = rendering.image_raw.shape[-1]
+    raw, pixels_raw = reduce(image, resolution), reduce(pixels, resolution)
+    final = ((rendering.image - image).abs() * pixels).mean()
+    difference = final + ((rendering.image_raw - raw).abs() * pixels_raw).mean()
     terms = [Term("fit/image", weight, difference)]
     if weight_perceptual:
         terms.append(Term("fit/gradients", weight_perceptual, gradient_difference(rendering.image - image)))
@@ -95,11 +114,16 @@ def gradient_difference(difference: Tensor) -> Tensor:
     return value
 
 
-def mask_loss(rendering: Rendering, classes: Tensor) -> Tensor:
-    """Cross-entropy of final and raw mask to one-hot classes (N, P, H, H); raw targets are class shares."""
-    raw = reduce(classes, rendering.mask_raw.shape[-1])
-    final = functional.cross_entropy(_MASK_LOGITS * rendering.mask, classes)
-    return final + functional.cross_entropy(_MASK_LOGITS * rendering.mask_raw, raw)
+def mask_loss(rendering: Rendering, classes: Tensor, pixels: Tensor) -> Tensor:
+    """Cross-entropy of final and raw mask to one-hot classes (N, P, H, H), by the weights of the pixels
+    (N, 1, H, H); raw targets are class shares."""
+
+    def entropy(mask: Tensor) -> Tensor:
+        wanted, weights = (reduce(x, mask.shape[-1]) for x in (classes, pixels))
+        values = functional.cross_entropy(_MASK_LOGITS * mask, wanted, reduction="none")
+        return (values * weights.squeeze(1)).mean()
+
+    return entropy(rendering.mask) + entropy(rendering.mask_raw)
 
 
 def depth_loss(depth: Tensor, wanted: Tensor, foreground: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ class Moment:
 
     swap_probability: float  # of conditioning the mapping on another picture's camera
     blur: float  # standard deviation of the discriminators' input blur, as a share of the picture's side
+    mask_noise: float  # standard deviation of the noise on the masks that the discriminators see
     raw_resolution: int  # side of the volume rendering
 
 
@@ -24,13 +25,17 @@ def moment(config: ScheduleConfig, images: int, batch: int) -> Moment:
     kimg = images / 1000
     swap = 1 + (config.swap_final - 1) * _progress(kimg, config.swap_kimg)
     blur = config.blur_sigma * (1 - _progress(kimg, config.blur_kimg * batch / _BATCH_REFERENCE))
+    faded = _progress(kimg, config.mask_noise_kimg)
+    noise = config.mask_noise + (config.mask_noise_final - config.mask_noise) * faded
     grown = (
         _progress(kimg - config.raw_switch_kimg, config.raw_fade_kimg)
         if kimg > config.raw_switch_kimg
         else 0.0
     )
     raw = config.raw_resolution + (config.raw_resolution_final - config.raw_resolution) * grown
-    return Moment(swap_probability=swap, blur=blur / _BLUR_REFERENCE, raw_resolution=round(raw))
+    return Moment(
+        swap_probability=swap, blur=blur / _BLUR_REFERENCE, mask_noise=noise, raw_resolution=round(raw)
+    )
 
 
 def average_decay(ema_kimg: float, rampup: float, images: int, batch: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -57,8 +57,18 @@ def reduce(images: Tensor, resolution: int) -> Tensor:
     return functional.interpolate(images, size=(resolution, resolution), mode="bilinear", antialias=True)
 
 
-def prepare(views: Views, *, blur_share: float, augmentation: Augmentation | None) -> Views:
-    """What is shown of the views: blurred (by the share of the side), then warped and recoloured."""
+def prepare(
+    views: Views, *, blur_share: float, augmentation: Augmentation | None, mask_noise: float = 0.0
+) -> Views:
+    """What is shown of the views: masks under noise of the given deviation, all blurred (by the share of the
+    side), then warped and recoloured.
+
+    True masks are one-hot, rendered ones are not: without noise (Sonderby et al. 2017) that alone tells them
+    apart, and a discriminator has no reason to look at shapes.
+    """
+    if mask_noise:
+        mask, mask_raw = (x + mask_noise * torch.randn_like(x) for x in (views.mask, views.mask_raw))
+        views = replace(views, mask=mask, mask_raw=mask_raw)
     if augmentation is None and _reach(blur_share * views.image.shape[-1]) == 0:
         return views
     stacks = [blur(stack, blur_share * stack.shape[-1]) for stack in views.with_mask()]

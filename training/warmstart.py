@@ -50,7 +50,7 @@ class WarmStartPhase:
         self.updater.apply()
         self.reconstruction.updater.apply()
         if self.config.beta:
-            self._lower_beta((images + self.batch) / self.length)
+            self._lower_beta((images + self.batch) / (1000 * self.config.beta_kimg))
         self.steps += 1
         decay = average_decay(config.ema_kimg, config.ema_rampup, images, self.batch)
         update_average(context.models.average, context.models.generator, decay)
@@ -61,13 +61,13 @@ class WarmStartPhase:
 
     @torch.no_grad()
     def _lower_beta(self, done: float) -> None:
-        """Brings beta down geometrically as the share of the phase that is done grows from 0 to 1/2.
+        """Brings beta down geometrically while the share ``done`` of its time grows from 0 to 1.
 
         Fog lets far parts of space receive gradients, surfaces give colours a place: first the one, then the
         other.
         """
         first = self.context.config.generator.beta
-        beta = first * (self.config.beta / first) ** min(1.0, 2 * done)
+        beta = first * (self.config.beta / first) ** min(1.0, done)
         self.context.models.generator.decoder.sigmoid_beta.fill_(beta)
 
     def _terms(self, batch: Batch, conditioning: torch.Tensor, raw_resolution: int) -> list[Term]:

@@ -29,8 +29,35 @@ def test_right_mask_costs_almost_nothing_and_a_wrong_one_much():
     classes = one_hot(torch.randint(0, 3, (1, 4, 4)), 3)
     right = rendering(mask=classes * 2 - 1, mask_raw=classes * 2 - 1)
     wrong = replace(right, mask=1 - classes * 2)
-    assert reconstruction.mask_loss(right, classes) < 0.001
-    assert reconstruction.mask_loss(wrong, classes) > 5
+    equal = torch.ones(1, 1, 4, 4)
+    assert reconstruction.mask_loss(right, classes, equal) < 0.001
+    assert reconstruction.mask_loss(wrong, classes, equal) > 5
+
+
+def test_balanced_pixels_give_rare_classes_their_share():
+    masks = torch.zeros(2, 8, 8, dtype=torch.long)
+    masks[0, 0, :2] = 1  # 2 of 128 pixels
+    classes = one_hot(masks, 3)  # the third class is nowhere
+    equal = reconstruction.pixel_weights(classes, 0.0)
+    assert equal.eq(1).all()
+    full = reconstruction.pixel_weights(classes, 1.0)
+    assert full.mean().item() == pytest.approx(1, abs=1e-6)
+    assert full[0, 0, 0, :2].sum().item() == pytest.approx(full.sum().item() / 2, rel=1e-5)
+    half = reconstruction.pixel_weights(classes, 0.5)
+    # the ratio of two pixels is the square root of the ratio of their classes' sizes
+    assert (half[0, 0, 0, 0] / half[1, 0, 0, 0]).item() == pytest.approx((126 / 2) ** 0.5, rel=1e-5)
+
+
+def test_pixels_weigh_errors_of_picture_and_mask():
+    image = torch.zeros(1, 3, 4, 4)
+    off = rendering(image=image + torch.eye(4), image_raw=image)
+    weights = torch.ones(1, 1, 4, 4) - torch.eye(4)  # the errors lie where nothing counts
+    assert reconstruction.image_terms(1.0, 0.0, off, image, weights)[0].value == 0
+    assert reconstruction.image_terms(1.0, 0.0, off, image, torch.ones(1, 1, 4, 4))[0].value == 0.25
+    classes = one_hot(torch.eye(4).long()[None], 2)
+    background = rendering(mask=one_hot(torch.zeros(1, 4, 4), 2), mask_raw=one_hot(torch.zeros(1, 4, 4), 2))
+    assert reconstruction.mask_loss(background, classes, weights) < 0.02
+    assert reconstruction.mask_loss(background, classes, torch.ones(1, 1, 4, 4)) > 1
 
 
 def test_depth_counts_on_the_foreground_only():

@@ -34,6 +34,13 @@ def test_blur_fades_in_proportion_to_the_batch():
     assert moment(CONFIG, 50_000, batch=16).blur * 512 == pytest.approx(5)
 
 
+def test_noise_on_masks_goes_from_one_level_to_another():
+    config = ScheduleConfig(mask_noise=0.6, mask_noise_final=0.2, mask_noise_kimg=100)
+    levels = [moment(config, images, batch=32).mask_noise for images in (0, 50_000, 200_000)]
+    assert levels == pytest.approx([0.6, 0.4, 0.2])
+    assert moment(ScheduleConfig(), 50_000, batch=32).mask_noise == 0
+
+
 def test_average_has_the_half_life_of_its_batch():
     # half-life 5 kimg at batch 16: after 312.5 steps of 16 images half of the old average is left
     assert average_decay(10, 0.05, 10**9, 16) ** 312.5 == pytest.approx(0.5)

@@ -52,3 +52,14 @@ def test_prepare_recolours_pictures_but_not_masks():
     torch.testing.assert_close(shown.mask, views.mask, atol=1e-5, rtol=0)
     torch.testing.assert_close(shown.mask_raw, views.mask_raw, atol=1e-5, rtol=0)
     assert (shown.image - views.image).abs().max() > 0.01
+
+
+def test_noise_falls_on_masks_alone_and_anew_each_time():
+    views = Views(*(torch.zeros(2, c, s, s) for c, s in ((3, 32), (3, 16), (5, 32), (5, 16))))
+    shown = prepare(views, blur_share=0.0, augmentation=None, mask_noise=0.5)
+    assert shown.image is views.image and shown.image_raw is views.image_raw
+    # 10,240 and 2,560 samples: four standard errors of their deviation, 0.5 / sqrt(2 n)
+    assert math.isclose(shown.mask.std(), 0.5, abs_tol=0.014)
+    assert math.isclose(shown.mask_raw.std(), 0.5, abs_tol=0.028)
+    again = prepare(views, blur_share=0.0, augmentation=None, mask_noise=0.5)
+    assert not torch.equal(shown.mask, again.mask)

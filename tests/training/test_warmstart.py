@@ -36,8 +36,14 @@ def test_fit_approaches_the_pictures(tiny, tiny_set):
     assert context.models.generator.mapping.w_avg.abs().max() > 0
 
 
-def test_beta_falls_geometrically_over_the_first_half(tiny, tiny_set):
-    config = tiny("warm_start.kimg=0.016", "warm_start.batch=4", "warm_start.beta=0.025", "data.mirror=false")
+def test_beta_falls_geometrically_in_its_time(tiny, tiny_set):
+    config = tiny(
+        "warm_start.kimg=1",
+        "warm_start.beta_kimg=0.008",
+        "warm_start.batch=4",
+        "warm_start.beta=0.025",
+        "data.mirror=false",
+    )
     context = Context(config, build_models(config, CPU), Curves(), FiniteGuard(0), CPU)
     data = MaskedImages(tiny_set, None, "catmask-hq", 16, extras=("normals", "depth"))
     phase = WarmStartPhase(context)

@@ -20,6 +20,7 @@ from training.benchmark.measure import (
     start_process,
 )
 from training.config import TrainConfig
+from training.editing.settings import EditSettings
 
 GROUPS = ("operations", "views", "training", "edit")
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +35,9 @@ class Options:
     raw_resolutions: tuple[int, ...] = ()  # of the views; empty: the configuration's
     batch: int | None = None  # pictures of a training step; None: the configuration's
     network: Path = ROOT / "pretrained" / "portraits-64.safetensors"
-    prior: Path = ROOT / "pretrained" / "prior-64"
+    prior: str = str(ROOT / "pretrained" / "prior-64")
+    controlnet: str | None = None  # None: the prior's own
+    edit_settings: tuple[str, ...] = ()  # 'field=value' of training.editing.settings.EditSettings
     repetitions: int = 5
     threads: int | None = None
     device: str = "cpu"
@@ -113,7 +116,8 @@ def _work_rows(options: Options, group: str, found: Machine) -> Iterator[Row]:
     elif group == "training":
         works = work.training_steps(config, device, batch=options.batch or config.batch)
     else:
-        works = work.edit_steps(options.network, options.prior, device)
+        settings = config_files.load(EditSettings, {}, options.edit_settings)
+        works = work.edit_steps(options.network, options.prior, options.controlnet, settings, device)
     for each in works:
         seconds = repeat(each.run, options.repetitions, device)
         peak = peak_mb(device)  # before the references run, which need more

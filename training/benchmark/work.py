@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from datasets.labels import label_set
 from datasets.masked_images import Batch
 from training.adversarial import AdversarialPhase, draw_scenes
 from training.config import TrainConfig
 from training.curves import Curves
 from training.editing.optimise import EditOptimiser
 from training.editing.region import EditRequest
+from training.editing.settings import EditSettings
 from training.generator import Generator
 from training.network_source import open_network
 from training.phases import Context, build_models
@@ -90,19 +90,23 @@ def training_steps(config: TrainConfig, device: str, *, batch: int) -> Iterator[
     yield Work(f"R1 of both discriminators, batch {batch}", r1_step, batch)
 
 
-def edit_steps(network: Path, prior: Path, device: str) -> Iterator[Work]:
-    """Steps of an edit that makes a hat of the hair; every second one distils normals as well."""
+def edit_steps(
+    network: Path, prior: str, controlnet: str | None, settings: EditSettings, device: str
+) -> Iterator[Work]:
+    """Steps of an edit that makes another class of the largest one; every second one distils normals too."""
     generator = open_network(network, device)
     with torch.no_grad():
         scene = scene_of(generator, ws_of_latent(generator, latent_of_seed(generator, 0), 0.7))
         camera = camera_at(generator, 0.0, 0.0)
         rendered = class_map(look(scene, camera))[0]
-    labels = label_set(generator.config.labels)
-    hair, hat = labels.index("hair"), labels.index("hat")
-    request = EditRequest(torch.where(rendered == hair, hat, rendered), rendered, camera, (hair, hat))
-    optimiser = EditOptimiser(
-        scene, load_prior(str(prior), None, device=device), request, "a person with a hat", "a person"
+    counts = torch.bincount(rendered.flatten(), minlength=generator.parts)
+    counts[0] = 0  # the background
+    largest, absent = int(counts.argmax()), int(counts[1:].argmin()) + 1
+    request = EditRequest(
+        torch.where(rendered == largest, absent, rendered), rendered, camera, (largest, absent)
     )
+    loaded = load_prior(prior, controlnet, device=device)
+    optimiser = EditOptimiser(scene, loaded, request, "a person with a hat", "a person", settings)
 
     def two_steps() -> None:
         optimiser.step(0)

@@ -154,7 +154,10 @@ class EditOptimiser:
         learned = self.portrait.learned()
         camera = torch.cat([self.views[i].camera for i in chosen])
         rendering = self.portrait.scene(learned).render(
-            camera, Want(normals=geometry, samples=True), deterministic=not settings.jitter
+            camera,
+            Want(normals=geometry, samples=True),
+            deterministic=not settings.jitter,
+            chunk=settings.chunk,
         )
         classes = class_map(rendering).split(1)
         views = [self._now(i, self.views[i], seen) for i, seen in zip(chosen, classes, strict=True)]

@@ -58,6 +58,7 @@ class EditSettings:
     jitter: bool = (
         False  # random offsets of the ray samples; without, the source branch cancels to the last digit
     )
+    chunk: int = 8192  # rays that are evaluated at once; gradients recompute them: memory against time
     keep_points: int = 1024  # random points of the box on which the SDFs are kept, per step
     seed: int = 0  # of the diffusion noise, the views and the sampling along rays
     max_nonfinite: int = 10  # steps with non-finite gradients after which the edit stops
