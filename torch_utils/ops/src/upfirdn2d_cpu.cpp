@@ -12,7 +12,7 @@ namespace mate3d {
 namespace {
 
 constexpr int64_t kGrain = 16384;  // elements of the result worth a thread
-constexpr int64_t kStrip = 4096;   // elements of a row that are filtered at once: they stay in the nearest cache
+constexpr int64_t kStrip = 65536;  // elements of a row that are filtered at once: a few rows of them fit the L2 cache
 constexpr int64_t kGroup = 4;      // taps in one loop
 
 // Calls visit.template operator()<count>() for 1 <= count <= kGroup.
