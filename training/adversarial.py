@@ -195,11 +195,27 @@ class AdversarialPhase:
         if posterior is not None:
             fit = self.reconstruction.terms(rendering, posterior, kept)
             terms += [Term(term.name, warm_start.keep_weight * term.weight, term.value) for term in fit]
+            if warm_start.keep_features:
+                value = self._feature_distance(views, kept, now)
+                terms.append(Term("fit/features", warm_start.keep_features, value))
         terms += geometry_terms(config, field, rendering.samples)
         if config.part_colour:
             value = losses.part_colour(rendering.part_images, rendering.image_raw, rendering.mask_raw)
             terms.append(Term("generator/part_colour", config.part_colour, value))
         return views, terms
+
+    def _feature_distance(self, views: Views, kept: Batch, now: Moment) -> Tensor:
+        """How far the first views are from the pictures that they reconstruct, as the image discriminator sees
+        them (Larsen et al. 2016, equation 8): what it looks for is what blur lacks."""
+        reals = real_views(kept.image, kept.mask, self.config.generator.parts, now.raw_resolution)
+        fakes, reals = (
+            prepare(_part(some, slice(len(kept))), blur_share=now.blur, augmentation=None)
+            for some in (views, reals)
+        )
+        discriminator = self.context.models.discriminator
+        with torch.no_grad():
+            wanted = discriminator.features(reals.image, reals.image_raw)
+        return losses.feature_matching(discriminator.features(fakes.image, fakes.image_raw), wanted)
 
     def density_gradients(self, scenes: Scenes) -> None:
         """Adds the gradients of the lazy density regularisation."""

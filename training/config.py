@@ -178,6 +178,7 @@ class WarmStartConfig:
     normals: float = 0.2  # weight of the L1 of the normals, foreground only
     keep: float = 0.0  # share of each adversarial batch whose latents are encoded pictures, to be matched ...
     keep_weight: float = 1.0  # ... with this weight on all of the above, beside the adversarial losses
+    keep_features: float = 0.0  # weight of their distance in the features of the image discriminator
 
     def __post_init__(self) -> None:
         if not 0 <= self.keep <= 1:

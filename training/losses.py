@@ -46,6 +46,16 @@ def r1(logits: Tensor, inputs: tuple[Tensor, ...], gamma: float) -> Tensor:
     return r1_per_image(logits, inputs).mean() * (gamma / 2)
 
 
+def feature_matching(features: list[Tensor], wanted: list[Tensor]) -> Tensor:
+    """Mean over layers of the L1 between features of two pictures, as a multiple of the wanted ones' mean
+    absolute value, so that no layer counts more for its scale. ``wanted`` is detached."""
+    differences = [
+        functional.l1_loss(found, goal.detach()) / goal.detach().abs().mean().clamp_min(1e-6)
+        for found, goal in zip(features, wanted, strict=True)
+    ]
+    return torch.stack(differences).mean()
+
+
 def eikonal(gradient: Tensor) -> Tensor:
     """``mean (|grad s| - 1)^2``; gradient (..., 3) of the signed distance."""
     return (torch.linalg.vector_norm(gradient, dim=-1) - 1).square().mean()

@@ -75,3 +75,16 @@ def test_nearby_points_are_in_the_box_and_at_the_distance():
     assert near.shape == (2, 500, 3) and near.abs().max() <= 0.4
     torch.testing.assert_close((far - near).norm(dim=-1), torch.full((2, 500), 0.004), atol=1e-6, rtol=1e-3)
     assert losses.density_smoothness(torch.tensor([1.0, 2.0]), torch.tensor([1.5, 2.0])) == 0.25
+
+
+def test_feature_matching_does_not_depend_on_the_scale_of_a_layer():
+    wanted = [torch.randn(2, 3, 4, 4), torch.randn(2, 5, 2, 2)]
+    features = [(w + torch.randn_like(w)).requires_grad_() for w in wanted]
+    value = losses.feature_matching(features, wanted)
+    scaled = losses.feature_matching([100 * features[0], features[1]], [100 * wanted[0], wanted[1]])
+    torch.testing.assert_close(scaled, value)  # rounding of float32 alone
+    assert losses.feature_matching(wanted, wanted) == 0
+    doubled = losses.feature_matching([2 * w for w in wanted], wanted)
+    torch.testing.assert_close(doubled, torch.tensor(1.0))
+    value.backward()
+    assert all(f.grad.abs().sum() > 0 for f in features)

@@ -130,8 +130,14 @@ class DualDiscriminator(nn.Module):
 
     def forward(self, image: Tensor, image_raw: Tensor, c: Tensor | None) -> Tensor:
         """image (N, K, H, H), image_raw (N, K, r, r), camera label c (N, c_dim) -> logits (N, 1)."""
+        cmap = self.mapping(None, c) if self.c_dim > 0 else None
+        return self.b4(self.features(image, image_raw)[-1], cmap)
+
+    def features(self, image: Tensor, image_raw: Tensor) -> list[Tensor]:
+        """What each block makes of the same pictures: (N, C, H/2, H/2), (N, C', H/4, H/4) ... down to 4 x 4."""
         x = torch.cat([image, resize(image_raw, self.resolution)], dim=1)
+        found = []
         for res in self.resolutions:
             x = getattr(self, f"b{res}")(x)
-        cmap = self.mapping(None, c) if self.c_dim > 0 else None
-        return self.b4(x, cmap)
+            found.append(x)
+        return found
