@@ -205,8 +205,8 @@ class AdversarialPhase:
         return views, terms
 
     def _feature_distance(self, views: Views, kept: Batch, now: Moment) -> Tensor:
-        """How far the first views are from the pictures that they reconstruct, as the image discriminator sees
-        them (Larsen et al. 2016, equation 8): what it looks for is what blur lacks."""
+        """How far the first views are from the pictures that they reconstruct, as the image discriminator
+        sees them (Larsen et al. 2016, equation 8): what it looks for is what blur lacks."""
         reals = real_views(kept.image, kept.mask, self.config.generator.parts, now.raw_resolution)
         fakes, reals = (
             prepare(_part(some, slice(len(kept))), blur_share=now.blur, augmentation=None)

@@ -150,8 +150,9 @@ def _reference(x: Tensor, f: Tensor, steps: _Steps) -> Tensor:
 
 
 def _pays(x: Tensor, steps: _Steps) -> bool:
-    """Whether the native operation is the faster one here. On a CPU it filters rows of pixels, which costs short
-    ones too much; channels that lie beside each other make them long, except where up-sampling parts them."""
+    """Whether the native operation is the faster one here. On a CPU it filters rows of pixels, which costs
+    short ones too much; channels that lie beside each other make them long, except where up-sampling parts
+    them."""
     if x.device.type != "cpu":
         return True
     if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):

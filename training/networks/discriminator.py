@@ -134,7 +134,7 @@ class DualDiscriminator(nn.Module):
         return self.b4(self.features(image, image_raw)[-1], cmap)
 
     def features(self, image: Tensor, image_raw: Tensor) -> list[Tensor]:
-        """What each block makes of the same pictures: (N, C, H/2, H/2), (N, C', H/4, H/4) ... down to 4 x 4."""
+        """What each block makes of the same pictures: (N, C, H/2, H/2), (N, C', H/4, H/4) ... to 4 x 4."""
         x = torch.cat([image, resize(image_raw, self.resolution)], dim=1)
         found = []
         for res in self.resolutions:

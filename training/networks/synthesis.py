@@ -117,8 +117,7 @@ class PlaneSynthesis(nn.Module):
 
 def enter_precision(x: Tensor, use_fp16: bool) -> Tensor:
     """x in float16 where that is wanted and the device is CUDA, else in float32; channels-last where that is
-    faster: in half precision on CUDA, and on CPUs, whose transposed convolutions take twice as long otherwise.
-    """
+    faster: in half precision on CUDA, and on CPUs, whose transposed convolutions take half as long then."""
     if x.device.type == "cpu":
         return x.to(dtype=torch.float32, memory_format=torch.channels_last)
     if use_fp16 and x.device.type == "cuda":
