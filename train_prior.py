@@ -14,6 +14,7 @@ from dnnlib.errors import UserError, user_errors
 from torch_utils.device import choose_device
 from training.prior.config import ControlNetConfig, PriorConfig
 from training.prior.controlnet import train_controlnet
+from training.prior.models import PRIOR_FILE
 from training.prior.train import train_prior
 
 
@@ -28,7 +29,9 @@ from training.prior.train import train_prior
     "--controlnet-only", is_flag=True, help="Train a mask ControlNet for --base, which stays as it is."
 )
 @click.option(
-    "--base", help="Its diffusion model: a diffusers folder or a Hub name, as stable-diffusion-v1-5."
+    "--base",
+    help="A small prior to start from; its autoencoder stays. Of --controlnet-only: its diffusion model, a "
+    "diffusers folder or a Hub name, as stable-diffusion-v1-5.",
 )
 @click.option("--masks", type=click.Path(), help="Masks of --controlnet-only, when --data has images alone.")
 @click.option("--device", help="Of --controlnet-only: cpu, cuda ...", show_default="cuda where there is one")
@@ -80,7 +83,7 @@ def main(
         "seed": seed,
         "workers": workers,
     }
-    others = {"--base": base, "--masks": masks, "--device": device}
+    others = {"--masks": masks, "--device": device}
     wrong = {"--vae-kimg": vae_kimg} if controlnet_only else others
     if not_for_this := [name for name, value in wrong.items() if value is not None]:
         kind = "not for" if controlnet_only else "for"
@@ -96,7 +99,13 @@ def main(
         return
     options["autoencoder.optimiser.kimg"] = vae_kimg
     config = config_files.load(PriorConfig, config_path or {}, [*_given(options), *overrides])
-    folder = train_prior(config, outdir, resume)
+    if base and not (Path(base) / PRIOR_FILE).is_file():
+        raise UserError(
+            f"--base {base}: no small prior, there is no {PRIOR_FILE}; --controlnet-only takes others"
+        )
+    if base and vae_kimg is not None:
+        raise UserError("--vae-kimg: the autoencoder of --base stays as it is")
+    folder = train_prior(config, outdir, resume, Path(base) if base else None)
     click.echo(f"prior: {folder}")
 
 

@@ -14,13 +14,15 @@ from tqdm import tqdm
 from datasets.labels import label_set
 from dnnlib import config as config_files
 from dnnlib.errors import UserError
+from dnnlib.files import read_json
 from training.prior.autoencoder import AutoencoderStage
 from training.prior.config import PriorConfig
 from training.prior.data import PriorData, read_data
 from training.prior.diffusion import DiffusionStage, encode_all
 from training.prior.grids import grid_indices, prompt_grid, reconstruction_grid, sample_grid
+from training.prior.load import load_prior
 from training.prior.loop import Curves, Progress, StageTrainer, crossed, read_state, save_state
-from training.prior.models import PriorParts, build_parts, save_parts, words_of
+from training.prior.models import PRIOR_FILE, PriorParts, build_parts, save_parts, words_of
 from training.prior.prior import prior_of
 
 PRIOR_FOLDER = "prior"
@@ -30,8 +32,12 @@ AUTOENCODER, DIFFUSION = "autoencoder", "diffusion"
 class PriorTraining:
     """One run in ``outdir``: config.json, curves.jsonl, grids/, state.safetensors and, at the end, prior/."""
 
-    def __init__(self, config: PriorConfig, outdir: Path, resume: Path | None = None) -> None:
+    def __init__(
+        self, config: PriorConfig, outdir: Path, resume: Path | None = None, base: Path | None = None
+    ) -> None:
+        """``base``: a finished small prior whose weights are where the diffusion model starts."""
         self.config = config
+        self.base = base
         self.outdir = outdir
         self.labels = label_set(config.labels)
         self.resumed = read_state(resume) if resume else None
@@ -41,14 +47,18 @@ class PriorTraining:
             raise UserError(
                 f"{resume} was trained on captions with other words: resume with the data it began with"
             )
+        self.facts: dict[str, Any] = {"pictures": len(self.data) // 2}
+        if base is not None:
+            start_from(self.parts, base)
+            self.facts["base"] = read_json(base / PRIOR_FILE)
         outdir.mkdir(parents=True, exist_ok=True)
         config_files.save(config, outdir / "config.json")
         self.curves = Curves(outdir / "curves.jsonl")
-        self.facts: dict[str, Any] = {"pictures": len(self.data) // 2}
 
     def run(self) -> Path:
-        """Train both stages; returns the folder of the finished prior."""
-        self._train_autoencoder()
+        """Train both stages; returns the folder of the finished prior. A base's autoencoder stays."""
+        if self.base is None:
+            self._train_autoencoder()
         latents = self._scaled_latents()
         self._train_diffusion(latents)
         folder = self.outdir / PRIOR_FOLDER
@@ -158,9 +168,27 @@ class PriorTraining:
         save_state(self.outdir, state)
 
 
-def train_prior(config: PriorConfig, outdir: Path, resume: Path | None = None) -> Path:
+def start_from(parts: PriorParts, base: Path) -> None:
+    """Copies the weights of a finished small prior of the same sizes and words. Raises UserError if they
+    differ."""
+    prior = load_prior(base)
+    if prior.vocabulary.words != frozenset(parts.words):
+        raise UserError(
+            f"--base {base} knows other words than these captions have: train a prior from scratch"
+        )
+    for name, module in parts.modules().items():
+        try:
+            module.load_state_dict(getattr(prior, name).state_dict())
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"--base {base}: its {name} has other sizes ({reason})") from error
+
+
+def train_prior(
+    config: PriorConfig, outdir: Path, resume: Path | None = None, base: Path | None = None
+) -> Path:
     """Train the small prior that ``config`` describes; returns the folder of the finished prior."""
     started = time.monotonic()
-    folder = PriorTraining(config, outdir, resume).run()
+    folder = PriorTraining(config, outdir, resume, base).run()
     tqdm.write(f"{folder} is ready after {(time.monotonic() - started) / 60:.1f} minutes")
     return folder

@@ -38,6 +38,32 @@ def test_a_run_leaves_a_prior_curves_grids_and_state(trained, tiny_config):
     assert prior.encode(torch.rand(8, 3, 16, 16) * 2 - 1).std() < 10  # scaled by the set's own latents
 
 
+def test_a_finished_prior_is_a_start(trained, tiny_config, tmp_path):
+    folder = train_prior(tiny_config, tmp_path / "run", base=trained[1])
+    vae, unet = (f"{part}/diffusion_pytorch_model.safetensors" for part in ("vae", "unet"))
+    before, after = load_file(trained[1] / vae), load_file(folder / vae)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    before, after = load_file(trained[1] / unet), load_file(folder / unet)
+    moved = [(before[key].float() - after[key].float()).abs().max() for key in before]
+    # four steps of about the learning rate each at most, which comes down, and the rounding of float16 files
+    assert 0 < max(moved) < 4 * tiny_config.diffusion.optimiser.lr
+    curves = [json.loads(line) for line in (tmp_path / "run" / "curves.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in curves} == {"diffusion"}
+    assert json.loads((folder / "prior.json").read_text())["base"]["diffusion"]["kimg"] == 0.016
+
+
+def test_a_start_of_other_sizes_is_refused(trained, tiny_config, tmp_path):
+    wider = dataclasses.replace(tiny_config.diffusion, channels=(16, 24))
+    with pytest.raises(UserError, match="unet has other sizes"):
+        train_prior(dataclasses.replace(tiny_config, diffusion=wider), tmp_path / "run", base=trained[1])
+    for options, said in (
+        (["--base", str(tmp_path)], "no small prior"),
+        (["--base", str(trained[1]), "--vae-kimg", "1"], "stays as it is"),
+    ):
+        result = CliRunner().invoke(main, ["--data", "x", "--outdir", str(tmp_path / "run"), *options])
+        assert result.exit_code == 2 and said in result.output and not (tmp_path / "run").exists()
+
+
 def test_resuming_from_the_middle_gives_the_same_prior(trained, tiny_config, tmp_path, monkeypatch):
     from training.prior import train
 
