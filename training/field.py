@@ -20,7 +20,6 @@ class FieldValues:
     density: Tensor  # (N, M, 1) of the global signed distance
     colour: Tensor | None = None  # (N, M, F) in about [0, 1]; the first three are RGB
     part_sdf: Tensor | None = None  # (N, M, P)
-    part_density: Tensor | None = None  # (N, M, P)
 
 
 class Field(Protocol):
@@ -80,13 +79,11 @@ class TriplaneField:
         sets = (self.planes_shape, self.planes_texture) if colour else (self.planes_shape,)
         shape_features, *texture_features = self._features(points, *sets)
         sdf = self.decoder.sdf(shape_features)
-        part_sdf = self.decoder.part_sdf(shape_features) if parts else None
         return FieldValues(
             sdf=sdf,
             density=self.density(sdf),
             colour=self.decoder.colour(*texture_features) if colour else None,
-            part_sdf=part_sdf,
-            part_density=self.density(part_sdf) if parts else None,
+            part_sdf=self.decoder.part_sdf(shape_features) if parts else None,
         )
 
 

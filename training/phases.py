@@ -165,7 +165,7 @@ def geometry_terms(config: LossConfig, field: Field, samples: RaySamples) -> lis
         value = losses.sdf_consistency(samples.sdf, samples.part_sdf)
         terms.append(Term("shape/sdf_consistency", config.sdf_consistency, value))
     if config.density_consistency:
-        value = losses.density_consistency(samples.density, samples.part_density)
+        value = losses.density_consistency(samples.density, field.density(samples.part_sdf))
         terms.append(Term("shape/density_consistency", config.density_consistency, value))
     return terms
 

@@ -67,6 +67,13 @@ def test_passes_cover_the_batch_and_their_shares_sum_to_one():
     assert list(passes(10, 0)) == [(slice(0, 10), 1.0)]
 
 
+class SixOfEach:
+    """A field in which 6 parts make up a density of 6."""
+
+    def density(self, sdf):
+        return torch.ones_like(sdf)
+
+
 def test_geometry_terms_use_the_gradients_that_are_there(tiny):
     gradient = torch.zeros(1, 2, 3, 3)
     gradient[..., 0] = 2.0  # |grad s| = 2 everywhere: eikonal loss 1
@@ -78,10 +85,9 @@ def test_geometry_terms_use_the_gradients_that_are_there(tiny):
         density=one + 6,
         colour=one,
         part_sdf=three,
-        part_density=three + 1,
         gradient=gradient,
     )
-    terms = {term.name: term.value.item() for term in geometry_terms(tiny().loss, None, samples)}
+    terms = {term.name: term.value.item() for term in geometry_terms(tiny().loss, SixOfEach(), samples)}
     assert terms == pytest.approx(
         {
             "shape/eikonal": 1.0,

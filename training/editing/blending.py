@@ -53,7 +53,6 @@ class BlendedField:
             density=self.density(sdf),
             colour=others[0] if colour else None,
             part_sdf=part_sdf,
-            part_density=self.density(part_sdf) if parts else None,
         )
 
     def _select(

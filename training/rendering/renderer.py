@@ -51,7 +51,6 @@ class RaySamples:
     density: Tensor  # (N, R, S, 1)
     colour: Tensor  # (N, R, S, F) in about [0, 1]
     part_sdf: Tensor | None  # (N, R, S, P); None unless mask or parts are rendered
-    part_density: Tensor | None  # (N, R, S, P)
     gradient: Tensor | None  # (N, R, S, 3) of the global signed distance; None unless normals are rendered
 
 
@@ -152,7 +151,7 @@ def _render_rays(
         if options.samples_fine:
             fine = _importance(coarse, [samples.density], quantiles, options)
             samples = _concatenate([samples, _evaluate(field, origins, directions, fine, options)], dim=2)
-    return _integrate(samples, options)
+    return _integrate(field, samples, options)
 
 
 def _points(origins: Tensor, directions: Tensor, depth: Tensor) -> Tensor:
@@ -190,12 +189,13 @@ def _evaluate(
         density=by_ray(values.density),
         colour=by_ray(values.colour),
         part_sdf=by_ray(values.part_sdf),
-        part_density=by_ray(values.part_density),
         gradient=by_ray(sdf_gradient(field, flat)) if options.normals else None,
     )
 
 
-def _integrate(samples: RaySamples, options: RenderOptions) -> tuple[VolumeRendering, tuple[Tensor, Tensor]]:
+def _integrate(
+    field: Field, samples: RaySamples, options: RenderOptions
+) -> tuple[VolumeRendering, tuple[Tensor, Tensor]]:
     """Composites samples along their rays; also returns the smallest and the largest depth of all samples."""
     unit = part_features = part_depth = None
     if options.normals:
@@ -211,7 +211,7 @@ def _integrate(samples: RaySamples, options: RenderOptions) -> tuple[VolumeRende
         sharpness=_MASK_SHARPNESS,
     )
     if options.parts:
-        part_density = samples.part_density.movedim(-1, 1)  # (N, P, R, S)
+        part_density = field.density(samples.part_sdf).movedim(-1, 1)  # (N, P, R, S)
         part_weights = marching.unsorted_weights(part_density, samples.depth.unsqueeze(1), options.marching)
         part_features = torch.einsum("nprs,nrsf->nprf", part_weights, samples.colour) * 2 - 1
         part_depth = marching.expected_depth(samples.depth.unsqueeze(1), part_weights).unsqueeze(-1)

@@ -126,13 +126,11 @@ class Balls:
 
     def query(self, points: Tensor, *, colour: bool, parts: bool) -> FieldValues:
         sdf = self.sdf(points)
-        part_sdf = self.part_sdf(points) if parts else None
         return FieldValues(
             sdf=sdf,
             density=self.density(sdf),
             colour=self.grey.expand(*points.shape[:-1], 3) if colour else None,
-            part_sdf=part_sdf,
-            part_density=self.density(part_sdf) if parts else None,
+            part_sdf=self.part_sdf(points) if parts else None,
         )
 
 

@@ -23,7 +23,7 @@ def test_each_point_has_the_values_of_the_field_that_is_seen_there(frozen_balls,
     above = points[..., 1] >= 0
     blend = BlendedField(frozen_balls, learned_balls, upper_half())
     found = blend.query(points, colour=True, parts=True)
-    for name in ("sdf", "density", "colour", "part_sdf", "part_density"):
+    for name in ("sdf", "density", "colour", "part_sdf"):
         value = getattr(found, name)
         frozen = getattr(frozen_balls.query(points, colour=True, parts=True), name)
         learned = getattr(learned_balls.query(points, colour=True, parts=True), name)
@@ -31,7 +31,7 @@ def test_each_point_has_the_values_of_the_field_that_is_seen_there(frozen_balls,
         assert torch.equal(value[above], learned[above]), name
     assert torch.equal(blend.sdf(points), found.sdf)
     bare = blend.query(points, colour=False, parts=False)
-    assert bare.colour is None and bare.part_sdf is None and bare.part_density is None
+    assert bare.colour is None and bare.part_sdf is None
 
 
 def test_gradients_reach_the_learned_field_from_inside_only(frozen_balls, learned_balls) -> None:

@@ -43,7 +43,6 @@ def one_ray(density, part_sdf) -> RaySamples:
         density=density.flip(0).view(1, 1, 4, 1),
         colour=torch.zeros(1, 1, 4, 3),
         part_sdf=part_sdf.flip(0).view(1, 1, 4, -1),
-        part_density=None,
         gradient=None,
     )
 
@@ -109,7 +108,6 @@ def test_eikonal_and_consistency_see_the_inside_only() -> None:
         density=torch.zeros(1, 1, 2, 1),
         colour=torch.zeros(1, 1, 2, 3),
         part_sdf=torch.tensor([[0.0, 0.0], [0.1, 0.5]])[None, None],
-        part_density=None,
         gradient=torch.tensor([[7.0, 0.0, 0.0], [0.0, 3.0, 0.0]])[None, None],
     )
     assert keep.eikonal_inside(samples, region) == pytest.approx(4.0)
