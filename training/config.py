@@ -170,8 +170,10 @@ class WarmStartConfig:
     beta: float = 0.0  # beta falls to this over the first beta_kimg; 0: left alone
     beta_kimg: float = 5.0
     divergence: float = 5e-4  # weight of the latents' divergence from the standard normal, in nats
+    whiten_kimg: float = 0.0  # every so often all latents together are made standard normal; 0: never
     image: float = 1.0  # weight of the L1 of image and raw image
     perceptual: float = 0.0  # weight of the multi-scale gradient difference
+    hue: float = 0.0  # weight of the L1 of hues over cells of 4 x 4 pixels
     mask: float = 0.5  # weight of the cross-entropy of mask and raw mask
     balance: float = 0.0  # pixels of rare classes count more: share of a class to the power of minus this
     depth: float = 2.0  # weight of the L1 of the depth, foreground only

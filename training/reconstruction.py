@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from datasets.masked_images import Batch
+from training import losses
 from training.generator import Rendering
 from training.networks.encoder import Posterior
 from training.phases import Context, Term
@@ -22,6 +23,7 @@ from training.views import one_hot, reduce
 
 _MASK_LOGITS = 5.0  # mask channels lie in [-1, 1]: times this they are the logits of the cross-entropy
 _SCALES = 3  # of the gradient difference: full size, half, quarter
+_HUE_CELL = 4  # pixels
 _RAREST = 1e-3  # share of the pixels below which a class weighs no more
 _FOREGROUND = 0.999  # share of a raw pixel that must be foreground for its depth and normal to count
 BETAS = (0.9, 0.99)  # Adam's, with momentum, unlike the adversarial ones: there is no moving target here
@@ -51,6 +53,9 @@ class Reconstruction:
         classes = one_hot(batch.mask, self.parts)
         pixels = pixel_weights(classes, config.balance)
         terms = image_terms(config.image, config.perceptual, rendering, _picture(batch), pixels)
+        if config.hue:
+            hue = losses.hue_difference(rendering.image, _picture(batch), _HUE_CELL)
+            terms.append(Term("fit/hue", config.hue, hue))
         terms.append(Term("fit/divergence", config.divergence, posterior.divergence().mean()))
         if config.mask:
             terms.append(Term("fit/mask", config.mask, mask_loss(rendering, classes, pixels)))

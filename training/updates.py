@@ -87,6 +87,13 @@ def update_average(average: nn.Module, current: nn.Module, decay: float) -> None
         kept.copy_(buffer)
 
 
+def forget(optimiser: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Makes an Adam forget the moments of some parameters, as if they were new."""
+    for parameter in parameters:
+        for value in optimiser.state[parameter].values():
+            value.zero_()
+
+
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
     """No gradients for the modules' parameters inside the block; gradients still pass through them."""

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from training.losses import hue_difference
 from training.prior.config import AutoencoderConfig
 from training.prior.data import PriorData
 
@@ -23,16 +24,6 @@ def gradient_difference(x: Tensor, y: Tensor, scales: int) -> Tensor:
             difference = F.avg_pool2d(difference, 2)
         total = total + difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
     return total / scales
-
-
-def hue_difference(x: Tensor, y: Tensor, cell: int) -> Tensor:
-    """Mean L1 between the hues of x and y (N, 3, H, W): colours averaged over cells, less their grey part.
-
-    Plain L1 prefers the median of what it cannot yet predict, and the median of rare colours is grey: without
-    this term a small autoencoder learns green hair last, and a prior on its latents cannot learn it at all.
-    """
-    difference = F.avg_pool2d(x - y, cell)
-    return (difference - difference.mean(1, keepdim=True)).abs().mean()
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:

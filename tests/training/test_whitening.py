@@ -1,0 +1,109 @@
+"""Latents that are made standard normal."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from datasets.masked_images import MaskedImages, collate
+from training.curves import Curves
+from training.networks.encoder import Encoder
+from training.networks.mapping import MappingNetwork
+from training.phases import Context, build_models
+from training.updates import FiniteGuard
+from training.warmstart import WarmStartPhase
+from training.whitening import Moments, whiten
+
+CPU = torch.device("cpu")
+Z = 6
+
+
+def stretched_encoder() -> Encoder:
+    """Its latents differ in size, are correlated and off centre."""
+    encoder = Encoder(3, 8, Z, width=8, width_max=8)
+    with torch.no_grad():
+        encoder.head.weight.mul_(torch.logspace(-0.5, 1.5, 2 * Z)[:, None])
+        encoder.head.weight[Z:] *= 0.01
+        encoder.head.bias.add_(torch.linspace(-1, 1, 2 * Z))
+    return encoder
+
+
+def observed(encoder: Encoder, pictures: torch.Tensor) -> Moments:
+    moments = Moments(Z)
+    moments.observe(encoder(pictures))
+    return moments
+
+
+def test_moments_are_those_of_what_was_seen():
+    encoder, pictures = stretched_encoder(), torch.randn(400, 3, 8, 8)
+    with torch.no_grad():
+        posterior = encoder(pictures)
+    mean, covariance, noise = observed(encoder, pictures).aggregate()
+    torch.testing.assert_close(mean, posterior.mean.mean(0))
+    torch.testing.assert_close(noise, posterior.log_variance.exp().mean(0))
+    spread = posterior.mean.t().cov(correction=0)
+    torch.testing.assert_close(covariance, spread + noise.diag(), rtol=1e-4, atol=1e-4)
+
+
+def test_whitened_latents_have_the_moments_of_the_standard_normal():
+    encoder, pictures = stretched_encoder(), torch.randn(400, 3, 8, 8)
+    moments = observed(encoder, pictures)
+    whiten(moments, encoder, [])
+    mean, covariance, _ = moments.aggregate()
+    torch.testing.assert_close(mean, torch.zeros(Z))
+    torch.testing.assert_close(covariance, torch.eye(Z))
+    mean, covariance, _ = observed(encoder, pictures).aggregate()  # what it says now, not what was computed
+    # float32 sums of 400 numbers of up to a hundred
+    torch.testing.assert_close(mean, torch.zeros(Z), atol=1e-3, rtol=0)
+    torch.testing.assert_close(covariance.diag(), torch.ones(Z), atol=1e-3, rtol=0)
+
+
+def test_the_mapping_reads_the_same_pictures():
+    encoder, pictures = stretched_encoder(), torch.randn(400, 3, 8, 8)
+    mapping = MappingNetwork(Z, 4, 8, num_ws=2)
+    with torch.no_grad():
+        z, layer = encoder(pictures).mean, mapping.fc0
+        mean, covariance, _ = observed(encoder, pictures).aggregate()
+        length = (z.square().mean() + covariance.diag().mean() - z.var(0, correction=0).mean()).sqrt()
+
+        def read(latents: torch.Tensor) -> torch.Tensor:
+            bias = layer.bias * layer.bias_gain
+            return functional.linear(latents, layer.weight[:, :Z] * layer.weight_gain, bias)
+
+        before = read(z / length)
+        others = layer.weight[:, Z:].clone()
+        whiten(observed(encoder, pictures), encoder, [mapping])
+        # float32 through a map whose scales differ by a hundred
+        torch.testing.assert_close(read(encoder(pictures).mean), before, atol=1e-4, rtol=1e-3)
+        assert torch.equal(layer.weight[:, Z:], others)
+
+
+def test_a_warm_start_whitens_in_time_and_goes_on(tiny, tiny_set):
+    options = ("warm_start.kimg=1", "warm_start.batch=4", "warm_start.whiten_kimg=0.008", "data.mirror=false")
+    config = tiny(*options)
+    context = Context(config, build_models(config, CPU), Curves(), FiniteGuard(0), CPU)
+    data = MaskedImages(tiny_set, None, "catmask-hq", 16, extras=("normals", "depth"))
+    phase = WarmStartPhase(context)
+    batch = collate([data[i] for i in range(4)])
+    phase.step(batch, 0)
+    assert phase.moments.aggregate()[0].abs().max() > 0
+    phase.step(batch, 4)  # completes the 8 images
+    assert phase.moments.mean.abs().max() == 0
+    head = context.models.encoder.head
+    state = phase.reconstruction.updater.optimiser.state[head.weight]
+    assert state["step"] == 0 and state["exp_avg"].abs().max() == 0
+    phase.step(batch, 8)
+    assert all(torch.isfinite(p).all() for p in context.models.generator.parameters())
+    assert state["step"] == 1
+    restored = WarmStartPhase(context)
+    restored.load_state_dict(phase.state_dict())
+    assert torch.equal(restored.moments.second, phase.moments.second)
+
+
+def test_without_it_latents_stay(tiny, tiny_set):
+    config = tiny("warm_start.kimg=1", "warm_start.batch=4")
+    context = Context(config, build_models(config, CPU), Curves(), FiniteGuard(0), CPU)
+    data = MaskedImages(tiny_set, None, "catmask-hq", 16, extras=("normals", "depth"))
+    phase = WarmStartPhase(context)
+    phase.step(collate([data[i] for i in range(4)]), 0)
+    assert phase.moments.mean.abs().max() > 0

@@ -1,0 +1,87 @@
+"""Brings encoded latents to the standard normal that the generator is sampled with.
+
+The divergence of a variational autoencoder asks of each posterior to be near the standard normal, which the
+mixture of all posteriors, the *aggregate*, may still be far from: directions that matter most are stretched
+(the brightness of a background, say, to a deviation of five), others shrink. Latents from the standard normal
+then show medium pictures only. The second moments can be put right at once, without training: a linear map
+makes them those of the standard normal, and the two layers that write and read latents take it up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from torch_utils import distributed
+from training.networks.encoder import Encoder, Posterior
+from training.networks.mapping import MappingNetwork
+
+_MEMORY = 2000  # latents over which the moments are averaged, exponentially
+_SMALLEST = 1e-3  # variance below which a direction counts as unused
+
+
+class Moments:
+    """Running moments of the aggregate of all posteriors."""
+
+    def __init__(self, z_dim: int, device: torch.device | str = "cpu") -> None:
+        self.weight = torch.zeros((), device=device)  # of what was seen: less than 1 at the start
+        self.mean = torch.zeros(z_dim, device=device)  # of the posteriors' means
+        self.second = torch.zeros(z_dim, z_dim, device=device)  # of their outer products
+        self.noise = torch.zeros(z_dim, device=device)  # of the posteriors' variances
+
+    @torch.no_grad()
+    def observe(self, posterior: Posterior) -> None:
+        """Adds N posteriors."""
+        mean, variance = posterior.mean, posterior.log_variance.exp()
+        share = min(1.0, len(mean) / _MEMORY)
+        for kept, new in (
+            (self.weight, torch.ones_like(self.weight)),
+            (self.mean, mean.mean(0)),
+            (self.second, mean.t() @ mean / len(mean)),
+            (self.noise, variance.mean(0)),
+        ):
+            kept.lerp_(distributed.all_reduce_mean(new), share)
+
+    def aggregate(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean (Z,) and covariance (Z, Z) of a latent of any picture, and the mean variance (Z,) of one
+        picture's."""
+        mean, second, noise = (x / self.weight for x in (self.mean, self.second, self.noise))
+        return mean, second - mean.outer(mean) + noise.diag(), noise
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, value in state.items():
+            getattr(self, name).copy_(value)
+
+
+@torch.no_grad()
+def whiten(moments: Moments, encoder: Encoder, mappings: Iterable[MappingNetwork]) -> None:
+    """Replaces latents z by y = diag(1 / sqrt(l)) V^T (z - m), with z's mean m and covariance V diag(l) V^T.
+
+    The encoder's last layer writes y, and the mappings' first layers read it: a picture's w stays what it was
+    but for the mapping's normalisation, which now divides by y's length and used to divide by z's. Posteriors
+    stay diagonal; their variances begin anew, at the mean of what they are along the new axes.
+    """
+    mean, covariance, noise = moments.aggregate()
+    eigenvalues, axes = torch.linalg.eigh(covariance)
+    scale = eigenvalues.clamp_min(_SMALLEST).sqrt()
+    to_new = axes.t() / scale[:, None]  # (Z, Z)
+    to_old = axes * scale
+    head, z_dim = encoder.head, len(mean)
+    head.weight[:z_dim] = to_new @ head.weight[:z_dim]
+    head.bias[:z_dim] = to_new @ (head.bias[:z_dim] - mean)
+    head.weight[z_dim:] = 0
+    head.bias[z_dim:] = (to_new.square() @ noise).log()
+    length = (mean.square().sum() + eigenvalues.sum()).div(z_dim).sqrt()  # root mean square of z's numbers
+    for mapping in mappings:
+        layer = mapping.fc0
+        weight = layer.weight[:, :z_dim].clone()
+        layer.weight[:, :z_dim] = weight @ to_old / length
+        layer.bias += weight @ mean / length * (layer.weight_gain / layer.bias_gain)
+    moments.mean.zero_()
+    moments.noise.copy_(to_new.square() @ moments.noise)
+    moments.second.copy_((moments.weight - moments.noise).diag())
