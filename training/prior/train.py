@@ -50,7 +50,9 @@ class PriorTraining:
         self.facts: dict[str, Any] = {"pictures": len(self.data) // 2}
         if base is not None:
             start_from(self.parts, base)
-            self.facts["base"] = read_json(base / PRIOR_FILE)
+            base_facts = read_json(base / PRIOR_FILE)
+            repeated = ("format", "labels", "normal_maps", "words", "config")
+            self.facts["base"] = {k: v for k, v in base_facts.items() if k not in repeated}
         outdir.mkdir(parents=True, exist_ok=True)
         config_files.save(config, outdir / "config.json")
         self.curves = Curves(outdir / "curves.jsonl")
