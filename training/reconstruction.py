@@ -95,10 +95,15 @@ def pixel_weights(classes: Tensor, balance: float) -> Tensor:
 
 
 def image_terms(
-    weight: float, weight_perceptual: float, rendering: Rendering, image: Tensor, pixels: Tensor
+    weight: float,
+    weight_perceptual: float,
+    rendering: Rendering,
+    image: Tensor,
+    pixels: Tensor | None = None,
 ) -> list[Term]:
-    """L1 of the picture (N, 3, H, H) and of its raw rendering, by the weights of the pixels (N, 1, H, H), and
-    of their gradients at several scales."""
+    """L1 of the picture (N, 3, H, H) and of its raw rendering, by the weights of the pixels (N, 1, H, H;
+    None: all equal), and of their gradients at several scales."""
+    pixels = torch.ones_like(image[:, :1]) if pixels is None else pixels
     resolution = rendering.image_raw.shape[-1]
     raw, pixels_raw = reduce(image, resolution), reduce(pixels, resolution)
     final = ((rendering.image - image).abs() * pixels).mean()
@@ -119,9 +124,10 @@ def gradient_difference(difference: Tensor) -> Tensor:
     return value
 
 
-def mask_loss(rendering: Rendering, classes: Tensor, pixels: Tensor) -> Tensor:
+def mask_loss(rendering: Rendering, classes: Tensor, pixels: Tensor | None = None) -> Tensor:
     """Cross-entropy of final and raw mask to one-hot classes (N, P, H, H), by the weights of the pixels
-    (N, 1, H, H); raw targets are class shares."""
+    (N, 1, H, H; None: all equal); raw targets are class shares."""
+    pixels = torch.ones_like(classes[:, :1]) if pixels is None else pixels
 
     def entropy(mask: Tensor) -> Tensor:
         wanted, weights = (reduce(x, mask.shape[-1]) for x in (classes, pixels))
