@@ -191,7 +191,8 @@ def test_stable_diffusion_from_a_zip_on_the_command_line(toy_set, tmp_path) -> N
     ("options", "message"),
     [
         (["--controlnet-only"], "--controlnet-only needs --base"),
-        (["--base", "x"], "--base is for --controlnet-only"),
+        (["--masks", "x"], "--masks is for --controlnet-only"),
+        (["--base", "x"], "--base x: no small prior"),
         (["--controlnet-only", "--base", "x", "--vae-kimg", "1"], "--vae-kimg is not for --controlnet-only"),
         (["--controlnet-only", "--base", "./absent", "--data", "x"], "there is no folder ./absent"),
         (["--controlnet-only", "--base", "x"], "no pictures to learn from"),
