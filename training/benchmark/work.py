@@ -62,6 +62,9 @@ def training_steps(config: TrainConfig, device: str, *, batch: int) -> Iterator[
         mask=torch.randint(0, size.parts, (batch, size.resolution, size.resolution), dtype=torch.uint8),
         camera=camera_at(models.generator, 0.0, 0.0).cpu().expand(batch, -1),
         index=torch.arange(batch),
+        # what a recipe that keeps reconstructions compares
+        depth=size.camera.radius + torch.rand(batch, 1, size.resolution, size.resolution) / 4,
+        normals=torch.zeros(batch, 3, size.resolution, size.resolution),
     ).to(device)
     now = moment(config.schedule, 100_000, batch)
     reals = real_views(pictures.image, pictures.mask, size.parts, now.raw_resolution)

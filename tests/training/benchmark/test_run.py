@@ -10,11 +10,13 @@ import torch
 from click.testing import CliRunner
 
 import benchmark
+from dnnlib import config as config_files
 from torch_utils import extension
-from training.benchmark import operations
+from training.benchmark import operations, work
 from training.benchmark import run as run_module
 from training.benchmark.measure import Row, Spread, flops, in_own_process, machine, repeat
 from training.benchmark.run import ROOT, Options, line, run, save
+from training.config import TrainConfig
 
 TINY = """
 generator:
@@ -112,6 +114,12 @@ def test_a_tiny_run(tiny, tmp_path, monkeypatch):
     save(tmp_path / "figures.json", options, found, rows)
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["machine"]["product"] == found.product and len(figures["rows"]) == len(rows)
+
+
+def test_a_recipe_that_keeps_reconstructions_can_be_measured(tiny):
+    config = config_files.load(TrainConfig, tiny, ["warm_start.keep=1"])
+    for each in work.training_steps(config, "cpu", batch=2):
+        each.run()
 
 
 def test_command_line(tmp_path, monkeypatch):
