@@ -183,6 +183,8 @@ class WarmStartConfig:
     keep_features: float = 0.0  # weight of their distance in the features of the image discriminator
 
     def __post_init__(self) -> None:
+        if self.beta and self.beta_kimg <= 0:
+            raise UserError(f"warm_start.beta_kimg is {self.beta_kimg}; beta needs some kimg to fall in")
         if not 0 <= self.keep <= 1:
             raise UserError(f"warm_start.keep is {self.keep}; it is a share of the batch, from 0 to 1")
 

@@ -23,7 +23,7 @@ from training.adversarial import AdversarialPhase
 from training.config import TrainConfig
 from training.curves import Curves, CurveWriter
 from training.phases import Context, Phase, SpherePhase, build_models, local_batch
-from training.schedules import moment
+from training.schedules import crossed, moment
 from training.stopping import StopSignals
 from training.updates import FiniteGuard
 from training.warmstart import WarmStartPhase
@@ -131,8 +131,7 @@ class Trainer:
 
     def _crossed(self, kimg: float) -> bool:
         """Whether the last step passed a multiple of so many thousand images."""
-        every = max(1, round(kimg * 1000))
-        return self.progress.total // every > self._before // every
+        return crossed(self._before, self.progress.total, kimg)
 
     def _due_line(self) -> bool:
         if self.phase.extras is None:

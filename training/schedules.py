@@ -38,6 +38,12 @@ def moment(config: ScheduleConfig, images: int, batch: int) -> Moment:
     )
 
 
+def crossed(before: int, after: int, kimg: float) -> bool:
+    """Whether going from ``before`` to ``after`` images completes another ``kimg`` thousand; 0: never."""
+    every = max(1, round(kimg * 1000))
+    return kimg > 0 and after // every > before // every
+
+
 def average_decay(ema_kimg: float, rampup: float, images: int, batch: int) -> float:
     """Share of the old generator average that one step keeps: 0.5 ** (batch / half-life).
 

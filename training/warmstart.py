@@ -13,7 +13,7 @@ from datasets.masked_images import Batch
 from training.generator import Want
 from training.phases import Context, Term, geometry_terms, local_batch, passes, total
 from training.reconstruction import BETAS, Reconstruction
-from training.schedules import average_decay, moment
+from training.schedules import average_decay, crossed, moment
 from training.updates import Updater, forget, update_average
 from training.whitening import Moments, whiten
 
@@ -56,7 +56,7 @@ class WarmStartPhase:
         self.steps += 1
         decay = average_decay(config.ema_kimg, config.ema_rampup, images, self.batch)
         update_average(context.models.average, context.models.generator, decay)
-        if config.warm_start.whiten_kimg and _crossed(images, self.batch, config.warm_start.whiten_kimg):
+        if crossed(images, images + self.batch, config.warm_start.whiten_kimg):
             self._whiten()
 
     def _whiten(self) -> None:
@@ -108,8 +108,3 @@ class WarmStartPhase:
         self.moments.load_state_dict(state.get("moments", {}))
         self.reconstruction.updater.load_state_dict(state["encoder_optimiser"])
         self.updater.load_state_dict(state["generator_optimiser"])
-
-
-def _crossed(images: int, batch: int, kimg: float) -> bool:
-    """Whether the step that ends ``batch`` images after ``images`` completes another ``kimg`` thousand."""
-    return (images + batch) // (kimg * 1000) > images // (kimg * 1000)

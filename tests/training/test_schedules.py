@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from training.config import ScheduleConfig
-from training.schedules import average_decay, moment
+from dnnlib.errors import UserError
+from training.config import ScheduleConfig, WarmStartConfig
+from training.schedules import average_decay, crossed, moment
 
 CONFIG = ScheduleConfig(
     swap_kimg=1000,
@@ -49,3 +50,14 @@ def test_average_has_the_half_life_of_its_batch():
 def test_average_forgets_the_start():
     assert average_decay(10, 0.05, 0, 32) == 0
     assert average_decay(10, 0.05, 6400, 32) == pytest.approx(0.5 ** (32 / 320))
+
+
+def test_crossing_a_multiple_of_so_many_kimg():
+    assert crossed(996, 1000, 1.0) and not crossed(1000, 1004, 1.0)
+    assert crossed(1996, 2004, 1.0) and crossed(0, 4, 0.0004)  # less than an image: every step
+    assert not crossed(0, 10**6, 0.0)
+
+
+def test_beta_needs_time_to_fall():
+    with pytest.raises(UserError, match="beta_kimg is 0"):
+        WarmStartConfig(beta=0.02, beta_kimg=0)

@@ -29,8 +29,9 @@ from training.prior.config import ControlNetConfig
 from training.prior.diffusion import coarsened, controlled, snr_weights
 from training.prior.grids import GUIDANCE, save_grid, to_tile
 from training.prior.load import load_prior
-from training.prior.loop import Curves, Progress, StageTrainer, crossed, read_state, save_state
+from training.prior.loop import Curves, Progress, StageTrainer, read_state, save_state
 from training.prior.prior import Prior
+from training.schedules import crossed
 
 NAME = "controlnet"  # of the stage, of its folder and of the module in it
 _EMBEDDING = (16, 32, 96, 256)  # channels of the mask's embedding for an autoencoder of four levels
@@ -146,9 +147,9 @@ class ControlNetTraining:
 
     def _on_step(self, progress: Progress) -> None:
         batch = self.trainer.config.batch
-        if crossed(progress, batch, self.config.image_kimg) and not progress.done:
+        if crossed(progress.images - batch, progress.images, self.config.image_kimg) and not progress.done:
             self._write_grid(f"{progress.kimg:06.1f}kimg")
-        if crossed(progress, batch, self.config.snapshot_kimg) or progress.done:
+        if crossed(progress.images - batch, progress.images, self.config.snapshot_kimg) or progress.done:
             save_state(self.outdir, {"stage": NAME, "trainer": self.trainer.state()})
 
     def _facts(self) -> dict[str, Any]:

@@ -171,12 +171,6 @@ class StageTrainer:
         torch._foreach_lerp_(list(self.average.parameters()), list(self.live.parameters()), weight)
 
 
-def crossed(progress: Progress, batch: int, kimg: float) -> bool:
-    """Whether the last step of ``batch`` pictures completed another ``kimg`` thousand; 0: never."""
-    before = progress.images - batch
-    return kimg > 0 and progress.images // (kimg * 1000) > before // (kimg * 1000)
-
-
 def save_state(outdir: Path, state: dict[str, Any]) -> None:
     """All that a run needs to go on, as safetensors."""
     tensors, structure = checkpoint.flatten(state)

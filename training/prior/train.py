@@ -21,9 +21,10 @@ from training.prior.data import PriorData, read_data
 from training.prior.diffusion import DiffusionStage, encode_all
 from training.prior.grids import grid_indices, prompt_grid, reconstruction_grid, sample_grid
 from training.prior.load import load_prior
-from training.prior.loop import Curves, Progress, StageTrainer, crossed, read_state, save_state
+from training.prior.loop import Curves, Progress, StageTrainer, read_state, save_state
 from training.prior.models import PRIOR_FILE, PriorParts, build_parts, save_parts, words_of
 from training.prior.prior import prior_of
+from training.schedules import crossed
 
 PRIOR_FOLDER = "prior"
 AUTOENCODER, DIFFUSION = "autoencoder", "diffusion"
@@ -152,9 +153,12 @@ class PriorTraining:
         batch = trainer.config.batch
 
         def on_step(progress: Progress) -> None:
-            if crossed(progress, batch, self.config.image_kimg) and not progress.done:
+            if (
+                crossed(progress.images - batch, progress.images, self.config.image_kimg)
+                and not progress.done
+            ):
                 picture(f"{progress.kimg:06.1f}kimg")
-            if crossed(progress, batch, self.config.snapshot_kimg) or progress.done:
+            if crossed(progress.images - batch, progress.images, self.config.snapshot_kimg) or progress.done:
                 self._save_state(trainer, extra)
 
         return on_step
