@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +23,18 @@ class Scene:
     ws: Tensor  # (1, num_ws, w_dim) of the super-resolution
     field: Field
 
-    def render(self, camera: Tensor, want: Want | None = None, **options) -> Rendering:
-        """Views (N, 25); ``options`` go to :meth:`training.generator.Generator.synthesise`."""
-        field = SharedField(self.field)
+    def render(
+        self, camera: Tensor, want: Want | None = None, *, proposals: Sequence[Field] = (), **options
+    ) -> Rendering:
+        """Views (N, 25); ``proposals``, fields of one scene too, choose the importance samples instead of the
+        scene's own; ``options`` go to :meth:`training.generator.Generator.synthesise`."""
         return self.generator.synthesise(
-            self.ws.expand(len(camera), -1, -1), camera, want=want, field=field, **options
+            self.ws.expand(len(camera), -1, -1),
+            camera,
+            want=want,
+            field=SharedField(self.field),
+            proposals=[SharedField(each) for each in proposals],
+            **options,
         )
 
 

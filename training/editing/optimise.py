@@ -158,6 +158,7 @@ class EditOptimiser:
             Want(normals=geometry, samples=True),
             deterministic=not settings.jitter,
             chunk=settings.chunk,
+            proposals=self._proposals(learned),
         )
         classes = class_map(rendering).split(1)
         views = [self._now(i, self.views[i], seen) for i, seen in zip(chosen, classes, strict=True)]
@@ -196,7 +197,13 @@ class EditOptimiser:
         """The view with what is wanted there now: at M's camera always M, elsewhere what the model shows."""
         if index == 0:
             return view
-        return renewed(view, classes, self.prior, self.labels, self.request, self.settings.region)
+        return renewed(view, classes, self.prior, self.labels, self.request, self.settings)
+
+    def _proposals(self, learned: Field) -> list[Field]:
+        """Fields that choose the importance samples; none: the blend itself does."""
+        return {"blend": [], "frozen": [self.source.field], "union": [self.source.field, learned]}[
+            self.settings.proposals
+        ]
 
     def _draw_views(self) -> list[int]:
         """Views of this step: M's, then others without repetition; of a single one, M's every other time."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dnnlib.errors import UserError, did_you_mean
 from training.editing.region import RegionSettings
+
+PROPOSALS = ("blend", "frozen", "union")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,10 @@ class EditSettings:
     )
     geometry_every: int = 2  # normal maps are distilled, with the eikonal term, in every second step
     region_every: int = 20  # steps after which the region is renewed
+    update_condition: bool = True  # each view's mask condition follows the model; else it stays the source's
+    proposals: str = (
+        "blend"  # whose surfaces draw importance samples: 'blend', 'frozen', 'union' of both models
+    )
     jitter: bool = (
         False  # random offsets of the ray samples; without, the source branch cancels to the last digit
     )
@@ -65,3 +72,7 @@ class EditSettings:
     weights: EditWeights = field(default_factory=EditWeights)
     region: RegionSettings = field(default_factory=RegionSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
+
+    def __post_init__(self) -> None:
+        if self.proposals not in PROPOSALS:
+            raise UserError(f"proposals '{self.proposals}': {did_you_mean(self.proposals, PROPOSALS)}")

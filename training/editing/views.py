@@ -78,17 +78,16 @@ def renewed(
     prior: EditPrior,
     labels: LabelSet,
     request: EditRequest,
-    settings: RegionSettings,
+    settings: EditSettings,
 ) -> View:
     """Condition updating: the view with its mask condition, and its footprint, after classes (1, H, W).
 
     These are the arg-max of what was just rendered: the condition follows the geometry and has no gradient.
+    Without ``update_condition`` only the footprint follows.
     """
-    return replace(
-        view,
-        condition=prior.condition(classes, labels),
-        footprint=_footprint(view.source_classes, classes, request, settings),
-    )
+    condition = prior.condition(classes, labels) if settings.update_condition else view.condition
+    footprint = _footprint(view.source_classes, classes, request, settings.region)
+    return replace(view, condition=condition, footprint=footprint)
 
 
 def _footprint(before: Tensor, now: Tensor, request: EditRequest, settings: RegionSettings) -> Tensor:

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from dnnlib.errors import UserError
 from training.editing.optimise import EditOptimiser
 from training.editing.region import EditRequest, RegionSettings
 from training.editing.settings import EditSettings, EditWeights
@@ -118,6 +119,49 @@ def test_conditions_of_other_views_follow_the_model_and_m_stays(source, prior, r
     assert torch.equal(shown[:1], requested)
     assert not torch.equal(shown[1:2], edit.views[1].source_condition)
     assert torch.equal(shown[3:], edit.views[1].source_condition)
+
+
+def test_without_updating_the_conditions_stay_the_sources(source, prior, request_) -> None:
+    edit = optimiser(source, prior, request_, views=((0.3, 0.1),), update_condition=False)
+    with torch.no_grad():
+        edit.portrait.learned.decoder.part_shapes.bias2[2] -= 10.0
+    edit.step(1)  # without normal maps: edited M, edited other, both sources
+    shown = prior.seen_conditions[-1]
+    assert torch.equal(shown[1:2], edit.views[1].source_condition)
+    assert torch.equal(shown[:1], prior.condition(request_.requested[None], edit.labels))
+
+
+def test_proposals_choose_where_rays_are_sampled(source, prior, request_, camera) -> None:
+    """The learned copy begins as the frozen one: samples are the same whichever model draws them. After a
+    change of its surface they are not, except where the frozen model draws them alone."""
+
+    def depths(proposals: str, shift: float) -> torch.Tensor:
+        edit = optimiser(source, prior, request_, proposals=proposals)
+        with torch.no_grad():
+            edit.portrait.learned.decoder.shape.bias2 -= shift
+            learned = edit.portrait.learned()
+            torch.manual_seed(0)
+            seen = edit.portrait.scene(learned).render(
+                camera, Want(samples=True), proposals=edit._proposals(learned)
+            )
+        return seen.samples.depth
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        alone = source.render(camera, Want(samples=True)).samples.depth
+    torch.testing.assert_close(depths("frozen", 0.0), alone)
+    torch.testing.assert_close(depths("frozen", 0.3), alone)
+    assert not torch.allclose(depths("union", 0.3), depths("union", 0.0))
+    coarse = source.generator.config.samples_coarse
+    half = source.generator.config.samples_fine // 2
+    torch.testing.assert_close(  # the first half of the union's importance samples is the frozen model's
+        depths("union", 0.3)[..., : coarse + half], depths("union", 0.0)[..., : coarse + half]
+    )
+
+
+def test_an_unknown_kind_of_proposals_is_named() -> None:
+    with pytest.raises(UserError, match="proposals 'unoin': .*union"):
+        EditSettings(proposals="unoin")
 
 
 def test_the_same_seed_gives_the_same_edit_and_leaves_the_callers_random_state(
