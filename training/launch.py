@@ -64,8 +64,8 @@ def dry_run(run: Run) -> str:
     return f"{text}\n{summary.describe(run.config)}\nresults would go to {run.outdir}"
 
 
-def start(run: Run, *, minutes: float | None = None) -> None:
-    """Trains; first says in one line what is missing."""
+def start(run: Run, *, minutes: float | None = None) -> bool:
+    """Trains; first says in one line what is missing. Returns whether the run is finished."""
     config = run.config
     if not config.data.images:
         side = config.generator.resolution
@@ -78,7 +78,7 @@ def start(run: Run, *, minutes: float | None = None) -> None:
         raise UserError(
             f"{run.outdir} holds a run already: go on with --resume {run.outdir}, or give another --outdir"
         )
-    loop.train(config, run.outdir, resume=run.resume, minutes=minutes)
+    return loop.train(config, run.outdir, resume=run.resume, minutes=minutes).finished
 
 
 def _source(cfg: str | None, resume: Path | None) -> Path:
