@@ -188,7 +188,7 @@ class AdversarialPhase:
         if config.mask_adversarial:
             # the mask must follow the picture, not the picture the mask: RGB is detached here
             colourless = Views(shown.image.detach(), shown.image_raw.detach(), shown.mask, shown.mask_raw)
-            logits = models.discriminator_mask(*colourless.with_mask(), scenes.camera)
+            logits = models.discriminator_mask(*self._masked(colourless), scenes.camera)
             terms.append(
                 Term("generator/mask", config.mask_adversarial, losses.generator_adversarial(logits))
             )
@@ -283,8 +283,13 @@ class AdversarialPhase:
             ("image", models.discriminator, (fake.image, fake.image_raw), (real.image, real.image_raw)),
         ]
         if self.config.loss.mask_adversarial:
-            judges.append(("mask", models.discriminator_mask, fake.with_mask(), real.with_mask()))
+            judges.append(("mask", models.discriminator_mask, self._masked(fake), self._masked(real)))
         return judges
+
+    def _masked(self, views: Views) -> tuple[Tensor, Tensor]:
+        """What the mask discriminator is shown of (augmented) views."""
+        config = self.config.loss
+        return views.for_mask_judge(harden=config.mask_hard, colour_blur=config.mask_colour_blur)
 
     def _shown(self, views: Views, now: Moment) -> Views:
         drawn = None

@@ -31,6 +31,19 @@ class Views:
         """Picture and mask as one stack of channels, final (N, 3 + P, H, H) and raw."""
         return torch.cat([self.image, self.mask], dim=1), torch.cat([self.image_raw, self.mask_raw], dim=1)
 
+    def for_mask_judge(self, *, harden: bool, colour_blur: float) -> tuple[Tensor, Tensor]:
+        """The same stacks without what tells rendered from true whatever the classes are.
+
+        ``harden``: masks become one-hot (:func:`harden_mask`), as true ones are. ``colour_blur``: pictures
+        are blurred by this share of their side, so that their sharpness says nothing but colours still say
+        what is hair and what is hat.
+        """
+        image, image_raw = (blur(x, colour_blur * x.shape[-1]) for x in (self.image, self.image_raw))
+        mask, mask_raw = self.mask, self.mask_raw
+        if harden:
+            mask, mask_raw = harden_mask(mask), harden_mask(mask_raw)
+        return Views(image, image_raw, mask, mask_raw).with_mask()
+
 
 def real_views(images: Tensor, masks: Tensor, classes: int, raw_resolution: int) -> Views:
     """Views of pictures uint8 (N, 3, H, H) and class maps uint8 (N, H, H); the raw ones are reductions."""
@@ -48,6 +61,13 @@ def one_hot(masks: Tensor, classes: int) -> Tensor:
     """Class maps (N, H, W) to float (N, P, H, W) of 0 and 1."""
     channels = torch.zeros(masks.shape[0], classes, *masks.shape[1:], device=masks.device)
     return channels.scatter_(1, masks.long().unsqueeze(1), 1.0)
+
+
+def harden_mask(mask: Tensor) -> Tensor:
+    """Masks (N, P, H, H) in [-1, 1] as one-hot ones in {-1, 1} of the largest channel; the gradient passes as
+    if nothing had happened (straight-through, Bengio et al. 2013)."""
+    hard = torch.full_like(mask, -1.0).scatter_(1, mask.argmax(1, keepdim=True), 1.0)
+    return mask + (hard - mask).detach()
 
 
 def reduce(images: Tensor, resolution: int) -> Tensor:
