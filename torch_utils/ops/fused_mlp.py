@@ -11,10 +11,12 @@ and 19 heads of width 16. It is made and used up block by block, and made again 
     second      the gradient of L = sum_mc v_mc x_mc above, as the eikonal loss needs it:
                 with u_mpk = sum_c W1_pkc v_mc it is L = sum g_mpo W2_pok s'(h_mpk) u_mpk, which gives those
                 by g and W2; by u it is a s', by h it is a s'' u; and from these two by x, W1 and b1.
+                Directions of the weights' gradients only widen u and exchange W2: see the code.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import inf
 
 import torch
@@ -25,14 +27,15 @@ from torch.nn import functional
 
 from torch_utils import extension
 
-# Most channels and outputs that the kernels have room for; half precision is computed in float32.
+# Most channels and outputs; the kernels have room for one channel more, for the second derivative by weights.
+# Half precision is computed in float32.
 NATIVE_TYPES: dict[str, dict[torch.dtype, tuple[float, float]]] = {
     "cpu": {torch.float32: (inf, inf), torch.float64: (inf, inf)},
     "cuda": {
-        torch.float16: (64, 32),
-        torch.bfloat16: (64, 32),
-        torch.float32: (64, 32),
-        torch.float64: (32, 16),
+        torch.float16: (63, 32),
+        torch.bfloat16: (63, 32),
+        torch.float32: (63, 32),
+        torch.float64: (31, 16),
     },
 }
 
@@ -196,25 +199,69 @@ def _save_gradient(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) 
 
 
 def _gradient_backward(
-    ctx: FunctionCtx, direction: Tensor | None, *by_weights: Tensor | None
+    ctx: FunctionCtx, direction: Tensor | None, *directions: Tensor | None
 ) -> tuple[Tensor | None, ...]:
+    """The gradient of L, the sum of each direction times its gradient.
+
+    L is linear in the directions v of x, V1 of W1, v1 of b1 and V2 of W2: what it gives is added up from
+    parts for some of them each.
+    """
     inputs, needed = ctx.saved_tensors, ctx.needs_input_grad[:5]
-    if not ctx.weights or all(each is None for each in by_weights):
-        if direction is None:
-            return (None,) * 6
-        by_grad, by_x, *rest = _second(direction, *inputs, any(needed[2:]))
-        return by_grad, by_x, *(rest if any(needed[2:]) else (None,) * 3), None
-    # A loss on the weights' gradients: no part of this project has one, so the reference is fast enough.
-    with torch.enable_grad():
-        grad, *parameters = (each.detach().requires_grad_() for each in inputs)
-        bias2 = torch.zeros_like(inputs[4][..., 0])
-        found = torch.autograd.grad(
-            fused_mlp_reference(*parameters, bias2), parameters, grad, create_graph=True
-        )
-        directions = (direction, *by_weights)
-        loss = sum((a * b).sum() for a, b in zip(found, directions, strict=True) if b is not None)
-        second = torch.autograd.grad(loss, (grad, *parameters), materialize_grads=True)
-    return *second, None
+    weights = any(needed[2:])
+    direction1, direction_bias, direction2 = directions if ctx.weights else (None,) * 3
+    parts = []  # of the derivatives by grad, x, W1, b1 and W2
+    if direction1 is not None or direction_bias is not None:
+        parts += _second_of_layer(direction, direction1, direction_bias, *inputs, weights)
+    elif direction is not None:
+        parts.append(_second(direction, *inputs, weights))
+    if direction2 is not None:  # sum g_mpo V2_pok s(h_mpk): what the outputs are with V2 in place of W2
+        grad, *layer, weight2 = inputs
+        values = _outputs(*layer, direction2, weight2.new_zeros(weight2.shape[:2]))
+        parts.append((values, *_gradient(grad, *layer, direction2, weights)[:3], None))
+    found: list[Tensor | None] = [None] * 6
+    for i in (i for i in range(5) if needed[i]):
+        for part in parts:
+            if part[i] is not None:
+                found[i] = part[i] if found[i] is None else found[i] + part[i]
+    return tuple(found)
+
+
+def _second_of_layer(
+    direction: Tensor | None,
+    direction1: Tensor | None,
+    direction_bias: Tensor | None,
+    grad: Tensor,
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    weights: bool,
+) -> Iterator[tuple[Tensor | None, ...]]:
+    """Parts of the gradient of L = sum g_mpo W2_pok s'(h_mpk) u_mpk with ``u = W1 v + V1 x + v1``.
+
+    That u is one of a wider layer, whose further channels are zero in its points, so that h stays what it is:
+
+        weights (W1 V1 v1),  points (x 0 0),  direction (v x 1)
+
+    Its ``_second`` lacks one thing, what x has through u: sum_pk V1_pkc t_mpk. These are the further channels
+    of the gradient by its points. There are as many of them at a time as the kernels have room for.
+    """
+    channels = x.shape[1]
+    direction, direction1, direction_bias = (
+        torch.zeros_like(like) if given is None else given
+        for given, like in ((direction, x), (direction1, weight1), (direction_bias, bias1))
+    )
+    further = torch.cat([direction1, direction_bias[..., None]], dim=-1)  # (P, K, C + 1)
+    ones = x.new_ones(len(x), 1)
+    room = min(NATIVE_TYPES[x.device.type][x.dtype][0] + 1 - channels, channels + 1)
+    through_u = []
+    for weight, values in zip(further.split(room, -1), torch.cat([x, ones], -1).split(room, -1), strict=True):
+        layer = functional.pad(x, (0, values.shape[1])), torch.cat([weight1, weight], dim=-1), bias1, weight2
+        by_grad, by_x, by_weight1, *rest = _second(torch.cat([direction, values], -1), grad, *layer, weights)
+        yield by_grad, by_x[:, :channels], by_weight1[..., :channels] if weights else None, *rest
+        through_u.append(_gradient(grad, *layer, False)[0][:, channels:])
+        direction = torch.zeros_like(direction)  # it has been counted
+    yield None, torch.cat(through_u, dim=-1)[:, :channels], None, None, None
 
 
 def _fake_second(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -132,6 +134,25 @@ def test_gradcheck(impl, heads, outputs, small_blocks):
 
     assert torch.autograd.gradcheck(function, arguments, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, arguments, fast_mode=True)
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (0, 1), (1, 3), (0, 1, 2, 3, 4)])
+@pytest.mark.parametrize("room", [inf, 4])
+def test_losses_on_any_gradients(wanted, room, monkeypatch):
+    """``room`` for 4 channels, of which x has 3: the widened layer is then computed piece by piece."""
+    monkeypatch.setitem(module.NATIVE_TYPES, "cpu", {torch.float64: (room, room)})
+    arguments = inputs(40, 3, 2, 5, 3)
+
+    def by_gradients(function):
+        y = function(*arguments)
+        cotangent = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+        first = torch.autograd.grad(y, [arguments[i] for i in wanted], cotangent, create_graph=True)
+        loss = sum(each.pow(3).sum() for each in first)
+        return torch.autograd.grad(loss, arguments, materialize_grads=True)
+
+    found = by_gradients(lambda *each: fused_mlp(*each, impl="native"))
+    for a, b in zip(found, by_gradients(by_the_equations), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("impl", BOTH)

@@ -235,7 +235,7 @@ const char* by_outputs(int order, const MlpArguments<T>& a, const MlpPartial<T>&
 
 }  // namespace
 
-// Null, or what went wrong. The bounds on channels and outputs are those of fused_mlp.py.
+// Null, or what went wrong. The bounds are those of fused_mlp.py, with one channel more.
 const char* mlp_cuda(int order, const MlpArguments<float>& a, const MlpPartial<float>& partial, void* stream_any) {
   const auto stream = static_cast<cudaStream_t>(stream_any);
   if (a.channels > 64 || a.outputs > 32) return "more channels or outputs than the kernels have room for";
