@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from datasets.masked_images import Batch
-from training import augment, losses
+from training import augment, losses, recompute
 from training.config import TrainConfig
 from training.generator import Want
 from training.phases import Context, Term, geometry_terms, local_batch, passes, total
@@ -180,15 +180,19 @@ class AdversarialPhase:
                 normals=posterior is not None and warm_start.normals > 0,
             ),
             deterministic=self.deterministic,
+            checkpointing=self.config.checkpointing,
         )
         views = fake_views(rendering)
         shown = self._shown(views, now)
-        logits = models.discriminator(shown.image, shown.image_raw, scenes.camera)
+        again = self.config.checkpointing
+        inputs = shown.image, shown.image_raw, scenes.camera
+        logits = recompute.call(models.discriminator, *inputs, again=again)
         terms = [Term("generator/image", 1.0, losses.generator_adversarial(logits))]
         if config.mask_adversarial:
             # the mask must follow the picture, not the picture the mask: RGB is detached here
             colourless = Views(shown.image.detach(), shown.image_raw.detach(), shown.mask, shown.mask_raw)
-            logits = models.discriminator_mask(*self._masked(colourless), scenes.camera)
+            inputs = *self._masked(colourless), scenes.camera
+            logits = recompute.call(models.discriminator_mask, *inputs, again=again)
             terms.append(
                 Term("generator/mask", config.mask_adversarial, losses.generator_adversarial(logits))
             )

@@ -216,6 +216,9 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     kimg: float = 25000.0  # length of the adversarial phase
     batch: int = 32  # images per step over all processes
+    checkpointing: bool = (
+        False  # the generator's step recomputes super-resolution and discriminators backwards
+    )
     batch_per_pass: int = 0  # images per forward pass and process (gradients accumulate); 0: all at once
     lr_generator: float = 0.0025
     lr_discriminator: float = 0.002

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dnnlib import config as config_files
 from dnnlib.errors import UserError
 from torch_utils import checkpoint
+from training import recompute
 from training.config import GeneratorConfig
 from training.field import Field, TriplaneField
 from training.networks.decoder import TriplaneDecoder
@@ -184,11 +185,13 @@ class Generator(nn.Module):
         deterministic: bool = False,
         noise_mode: str = "const",
         chunk: int | None = None,
+        checkpointing: bool = False,
     ) -> Rendering:
         """Renders N scenes, one view each.
 
         ws (N, num_ws, w_dim) and camera (N, 25). ``planes`` or ``field`` skip what comes before them (several
         views of one scene; an edit's blend). ``chunk`` bounds the rays that are evaluated at once.
+        ``checkpointing`` recomputes the super-resolutions in the backward pass.
         """
         want = want or Want()
         resolution = raw_resolution or self.config.raw_resolution
@@ -200,11 +203,13 @@ class Generator(nn.Module):
         raw = self._to_images(volume, camera, resolution)
         if not want.image:
             return raw
-        image = self.superresolution(raw.image_raw, raw.features_raw, ws)
+        features = raw.features_raw
+        image = recompute.call(self.superresolution, raw.image_raw, features, ws, again=checkpointing)
         mask = None
         if want.mask and self.parts:
             # Colour features must not be bent to serve the mask: they enter its super-resolution detached.
-            mask = self.superresolution_semantic(raw.mask_raw, raw.features_raw.detach(), ws)
+            inputs = raw.mask_raw, features.detach(), ws
+            mask = recompute.call(self.superresolution_semantic, *inputs, again=checkpointing)
         return replace(raw, image=image, mask=mask)
 
     def _to_images(self, volume: VolumeRendering, camera: Tensor, resolution: int) -> Rendering:

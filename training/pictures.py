@@ -22,7 +22,7 @@ _SMALLEST_TILE = 128
 _LARGEST_TILE = 256
 _FRAME = 256  # side of a scene in videos of small models
 _FPS = 20
-_CHUNK = 1 << 14  # rays at a time: bounds the memory of large models
+_CHUNK = {"cpu": 1 << 10, "cuda": 1 << 14}  # rays at a time: bounds the memory of large models
 
 
 def to_uint8(image: Tensor) -> np.ndarray:
@@ -54,10 +54,17 @@ def tile_side(resolution: int) -> int:
     return min(max(_SMALLEST_TILE, resolution), _LARGEST_TILE)
 
 
+def ray_chunk(device: torch.device) -> int:
+    """Rays to evaluate at once without gradients: on a CPU few, whose samples fit its caches; on a GPU enough
+    to be busy with."""
+    return _CHUNK["cpu" if device.type == "cpu" else "cuda"]
+
+
 @torch.no_grad()
 def look(scene: Scene, camera: Tensor, *, normals: bool = False, mask: bool = True) -> Rendering:
     """One deterministic view (1, 25)."""
-    return scene.render(camera, Want(mask=mask, normals=normals), deterministic=True, chunk=_CHUNK)
+    want = Want(mask=mask, normals=normals)
+    return scene.render(camera, want, deterministic=True, chunk=ray_chunk(camera.device))
 
 
 def write_view(folder: Path, suffix: str, view: Rendering, labels: LabelSet, prefix: str = "") -> None:

@@ -99,6 +99,21 @@ def test_geometry_terms_use_the_gradients_that_are_there(tiny):
     )
 
 
+def test_checkpointing_gives_the_same_gradients(tiny):
+    results = []
+    for again in (False, True):
+        context = context_of(tiny("loss.mask_adversarial=0.1", f"checkpointing={str(again).lower()}"))
+        phase = AdversarialPhase(context)
+        phase.deterministic = True
+        torch.manual_seed(5)
+        scenes = draw_scenes(8, sample_cameras(4), 0.5)
+        phase.generator_gradients(scenes, moment(context.config.schedule, 10**6, 4))
+        results.append(gradients(context))
+    assert results[0].keys() == results[1].keys()
+    for name, gradient in results[0].items():  # the same operations on the same numbers
+        torch.testing.assert_close(results[1][name], gradient, msg=name)
+
+
 def test_accumulated_passes_give_the_gradients_of_the_whole_batch(tiny):
     results = []
     for per_pass in (0, 2):

@@ -18,7 +18,7 @@ from training.editing.settings import EditSettings
 from training.generator import Generator
 from training.network_source import open_network
 from training.phases import Context, build_models
-from training.pictures import look
+from training.pictures import look, ray_chunk
 from training.prior import load_prior
 from training.scene import camera_at, class_map, latent_of_seed, scene_of, ws_of_latent
 from training.schedules import moment
@@ -39,12 +39,12 @@ def views(config: TrainConfig, device: str, raw_resolutions: tuple[int, ...]) ->
     """A view of an untrained generator, everything included: mapping, planes, rendering, super-resolution."""
     generator = Generator(config.generator).eval().requires_grad_(False).to(device)
     camera = camera_at(generator, 0.0, 0.0)
-    z = latent_of_seed(generator, 0)
+    z, chunk = latent_of_seed(generator, 0), ray_chunk(camera.device)
 
     def view(resolution: int) -> None:
         with torch.no_grad():
             ws = generator.map(z, camera)
-            generator.synthesise(ws, camera, raw_resolution=resolution, deterministic=True, chunk=4096)
+            generator.synthesise(ws, camera, raw_resolution=resolution, deterministic=True, chunk=chunk)
 
     for resolution in raw_resolutions:
         side = config.generator.resolution
