@@ -12,14 +12,12 @@ from datasets.masked_images import Batch
 from training.adversarial import AdversarialPhase, draw_scenes
 from training.config import TrainConfig
 from training.curves import Curves
-from training.editing.optimise import EditOptimiser
 from training.editing.region import EditRequest
 from training.editing.settings import EditSettings
 from training.generator import Generator
 from training.network_source import open_network
 from training.phases import Context, build_models
 from training.pictures import look, ray_chunk
-from training.prior import load_prior
 from training.scene import camera_at, class_map, latent_of_seed, scene_of, ws_of_latent
 from training.schedules import moment
 from training.updates import FiniteGuard, frozen
@@ -97,6 +95,10 @@ def edit_steps(
     network: Path, prior: str, controlnet: str | None, settings: EditSettings, device: str
 ) -> Iterator[Work]:
     """Steps of an edit that makes another class of the largest one; every second one distils normals too."""
+    # here, so that a view's memory does not count libraries that only edits load
+    from training.editing.optimise import EditOptimiser
+    from training.prior import load_prior
+
     generator = open_network(network, device)
     with torch.no_grad():
         scene = scene_of(generator, ws_of_latent(generator, latent_of_seed(generator, 0), 0.7))
