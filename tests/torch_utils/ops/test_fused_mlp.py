@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from torch_utils import extension
 from torch_utils.ops import fused_mlp as module
@@ -162,6 +163,20 @@ def test_frozen_weights_still_pass_the_gradient_on(impl, small_blocks):
     (found,) = torch.autograd.grad(fused_mlp(x, *frozen, impl=impl).sum(), x)
     (expected,) = torch.autograd.grad(by_the_equations(x, *parameters).sum(), x)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("heads", "outputs"), [(1, 1), (5, 1), (2, 3)])
+def test_counted_products_hold_no_zeros(heads, outputs):
+    """The training summary's and the benchmark's FLOPs are those that torch counts in the reference."""
+    points, channels, width = 7, 3, 4
+    arguments = inputs(points, channels, heads, width, outputs)
+    with FlopCounterMode(display=False) as forward:
+        y = fused_mlp(*arguments, impl="reference")
+    assert forward.get_total_flops() == 2 * points * heads * width * (channels + outputs)
+    with FlopCounterMode(display=False) as backward:
+        torch.autograd.grad(y.sum(), arguments)
+    again = 0 if heads == 1 else channels  # one head's hidden layer is stored
+    assert backward.get_total_flops() == 2 * points * heads * width * (2 * channels + 2 * outputs + again)
 
 
 def test_any_layout():
