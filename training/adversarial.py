@@ -110,6 +110,8 @@ class AdversarialPhase:
             self._apply_discriminators()
         decay = average_decay(config.ema_kimg, config.ema_rampup, images, config.batch)
         update_average(models.average, models.generator, decay)
+        if self.reconstruction:
+            self.reconstruction.whiten_when_due(images, images + self.batch, self.generator_updater)
         self.steps += 1
 
     def finish(self) -> None:
@@ -315,7 +317,7 @@ class AdversarialPhase:
             "steps": self.steps,
             "strength": self.strength.state_dict(),
             "generator_optimiser": self.generator_updater.state_dict(),
-            "encoder_optimiser": self.reconstruction.updater.state_dict() if self.reconstruction else {},
+            **(self.reconstruction.state_dict() if self.reconstruction else {}),
             "discriminator_optimisers": [updater.state_dict() for updater in self.discriminator_updaters],
         }
 
@@ -324,7 +326,7 @@ class AdversarialPhase:
         self.strength.load_state_dict(state["strength"])
         self.generator_updater.load_state_dict(state["generator_optimiser"])
         if self.reconstruction:
-            self.reconstruction.updater.load_state_dict(state["encoder_optimiser"])
+            self.reconstruction.load_state_dict(state)
         for updater, saved in zip(
             self.discriminator_updaters, state["discriminator_optimisers"], strict=True
         ):

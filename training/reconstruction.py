@@ -18,8 +18,10 @@ from training import losses
 from training.generator import Rendering
 from training.networks.encoder import Posterior
 from training.phases import Context, Term
-from training.updates import Updater
+from training.schedules import crossed
+from training.updates import Updater, forget
 from training.views import one_hot, reduce
+from training.whitening import Moments, whiten
 
 _MASK_LOGITS = 5.0  # mask channels lie in [-1, 1]: times this they are the logits of the cross-entropy
 _SCALES = 3  # of the gradient difference: full size, half, quarter
@@ -37,6 +39,8 @@ class Reconstruction:
         self.encoder = context.models.encoder
         self.parts = context.config.generator.parts
         self.extras = tuple(kind for kind in ("normals", "depth") if getattr(self.config, kind) > 0)
+        self.models = context.models
+        self.moments = Moments(context.config.generator.z_dim, context.device)
         self.updater = Updater(
             "encoder", self.encoder.parameters(), context.guard, lr=self.config.lr_encoder, betas=BETAS
         )
@@ -44,7 +48,30 @@ class Reconstruction:
     def encode(self, batch: Batch) -> Posterior:
         """Latents of N pictures with their masks."""
         classes = one_hot(batch.mask, self.parts)
-        return self.encoder(torch.cat([_picture(batch), classes * 2 - 1], dim=1))
+        posterior = self.encoder(torch.cat([_picture(batch), classes * 2 - 1], dim=1))
+        self.moments.observe(posterior)
+        return posterior
+
+    def whiten_when_due(self, before: int, after: int, generator: Updater) -> None:
+        """Makes all latents together standard normal each time that the phase's images pass a multiple of
+        ``whiten_kimg``.
+
+        What the optimisers remember of the layers that write and read latents begins anew.
+        """
+        if not crossed(before, after, self.config.whiten_kimg):
+            return
+        generators = (self.models.generator, self.models.average)
+        whiten(self.moments, self.encoder, [each.mapping for each in generators])
+        forget(self.updater.optimiser, self.encoder.head.parameters())
+        forget(generator.optimiser, self.models.generator.mapping.fc0.parameters())
+
+    def state_dict(self) -> dict:
+        return {"moments": self.moments.state_dict(), "encoder_optimiser": self.updater.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Of the phase's state; one that was saved before moments were kept has none."""
+        self.moments.load_state_dict(state.get("moments", {}))
+        self.updater.load_state_dict(state["encoder_optimiser"])
 
     def terms(self, rendering: Rendering, posterior: Posterior, batch: Batch) -> list[Term]:
         """What the rendering of the first N latents, the posterior's, lacks to be the batch's N pictures."""

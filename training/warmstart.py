@@ -13,9 +13,8 @@ from datasets.masked_images import Batch
 from training.generator import Want
 from training.phases import Context, Term, geometry_terms, local_batch, passes, total
 from training.reconstruction import BETAS, Reconstruction
-from training.schedules import average_decay, crossed, moment
-from training.updates import Updater, forget, update_average
-from training.whitening import Moments, whiten
+from training.schedules import average_decay, moment
+from training.updates import Updater, update_average
 
 
 class WarmStartPhase:
@@ -32,7 +31,6 @@ class WarmStartPhase:
         self.local = local_batch(self.batch, "warm_start.batch")
         self.length = round(self.config.kimg * 1000)
         self.steps = 0
-        self.moments = Moments(context.config.generator.z_dim, context.device)
         self.updater = Updater(
             "generator",
             context.models.generator.parameters(),
@@ -56,16 +54,7 @@ class WarmStartPhase:
         self.steps += 1
         decay = average_decay(config.ema_kimg, config.ema_rampup, images, self.batch)
         update_average(context.models.average, context.models.generator, decay)
-        if crossed(images, images + self.batch, config.warm_start.whiten_kimg):
-            self._whiten()
-
-    def _whiten(self) -> None:
-        """Latents and what the optimisers remember of the layers that write and read them begin anew."""
-        models = self.context.models
-        generators = (models.generator, models.average)
-        whiten(self.moments, models.encoder, [generator.mapping for generator in generators])
-        forget(self.reconstruction.updater.optimiser, models.encoder.head.parameters())
-        forget(self.updater.optimiser, models.generator.mapping.fc0.parameters())
+        self.reconstruction.whiten_when_due(images, images + self.batch, self.updater)
 
     def finish(self) -> None:
         """The adversarial phase goes on from the average: smoother than the weights of the last step."""
@@ -85,7 +74,6 @@ class WarmStartPhase:
     def _terms(self, batch: Batch, conditioning: torch.Tensor, raw_resolution: int) -> list[Term]:
         generator = self.context.models.generator
         posterior = self.reconstruction.encode(batch)
-        self.moments.observe(posterior)
         ws = generator.map(posterior.sample(), conditioning, update_average=True)
         field = generator.field(generator.planes(ws, noise_mode="random"))
         want = Want(samples=True, normals=self.config.normals > 0)
@@ -98,13 +86,11 @@ class WarmStartPhase:
     def state_dict(self) -> dict:
         return {
             "steps": self.steps,
-            "moments": self.moments.state_dict(),
-            "encoder_optimiser": self.reconstruction.updater.state_dict(),
+            **self.reconstruction.state_dict(),
             "generator_optimiser": self.updater.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
         self.steps = state["steps"]
-        self.moments.load_state_dict(state.get("moments", {}))
-        self.reconstruction.updater.load_state_dict(state["encoder_optimiser"])
+        self.reconstruction.load_state_dict(state)
         self.updater.load_state_dict(state["generator_optimiser"])

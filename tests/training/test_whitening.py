@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional
 
 from datasets.masked_images import MaskedImages, collate
+from training.adversarial import AdversarialPhase
 from training.curves import Curves
 from training.networks.encoder import Encoder
 from training.networks.mapping import MappingNetwork
@@ -86,9 +87,9 @@ def test_a_warm_start_whitens_in_time_and_goes_on(tiny, tiny_set):
     phase = WarmStartPhase(context)
     batch = collate([data[i] for i in range(4)])
     phase.step(batch, 0)
-    assert phase.moments.aggregate()[0].abs().max() > 0
+    assert phase.reconstruction.moments.aggregate()[0].abs().max() > 0
     phase.step(batch, 4)  # completes the 8 images
-    assert phase.moments.mean.abs().max() == 0
+    assert phase.reconstruction.moments.mean.abs().max() == 0
     head = context.models.encoder.head
     state = phase.reconstruction.updater.optimiser.state[head.weight]
     assert state["step"] == 0 and state["exp_avg"].abs().max() == 0
@@ -97,7 +98,24 @@ def test_a_warm_start_whitens_in_time_and_goes_on(tiny, tiny_set):
     assert state["step"] == 1
     restored = WarmStartPhase(context)
     restored.load_state_dict(phase.state_dict())
-    assert torch.equal(restored.moments.second, phase.moments.second)
+    assert torch.equal(restored.reconstruction.moments.second, phase.reconstruction.moments.second)
+
+
+def test_reconstructions_beside_adversaries_are_whitened_too(tiny, tiny_set):
+    options = ("warm_start.kimg=1", "warm_start.keep=0.5", "warm_start.whiten_kimg=0.008", "batch=4")
+    config = tiny(*options, "schedule.generator_delay_kimg=0", "data.mirror=false")
+    context = Context(config, build_models(config, CPU), Curves(), FiniteGuard(0), CPU)
+    data = MaskedImages(tiny_set, None, "catmask-hq", 16, extras=("normals", "depth"))
+    phase = AdversarialPhase(context)
+    batch = collate([data[i] for i in range(4)])
+    phase.step(batch, 0)
+    moments = phase.reconstruction.moments
+    assert moments.mean.abs().max() > 0
+    phase.step(batch, 4)
+    assert moments.mean.abs().max() == 0
+    restored = AdversarialPhase(context)
+    restored.load_state_dict(phase.state_dict())
+    assert torch.equal(restored.reconstruction.moments.second, moments.second)
 
 
 def test_without_it_latents_stay(tiny, tiny_set):
@@ -106,4 +124,4 @@ def test_without_it_latents_stay(tiny, tiny_set):
     data = MaskedImages(tiny_set, None, "catmask-hq", 16, extras=("normals", "depth"))
     phase = WarmStartPhase(context)
     phase.step(collate([data[i] for i in range(4)]), 0)
-    assert phase.moments.mean.abs().max() > 0
+    assert phase.reconstruction.moments.mean.abs().max() > 0
