@@ -5,7 +5,10 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 #include <vector>
+
+#include "lanes.h"
 
 namespace mate3d {
 namespace {
@@ -13,35 +16,81 @@ namespace {
 constexpr int64_t kGrain = 16384;  // values of samples worth a thread
 constexpr int64_t kCounted = 256;  // samples that are sorted by counting
 
-// y_f = sum_s v_s x_sf
-template <typename T>
-void composite(const T* __restrict__ x, const T* __restrict__ v, T* __restrict__ y, int64_t samples, int64_t values) {
-  std::fill(y, y + values, T(0));
+// y_f = sum_s v_s x_sf for `vectors` vectors of f, kept in registers
+template <int64_t vectors, typename T>
+inline void composite_vectors(const T* x, const T* v, T* y, int64_t samples, int64_t values) {
+  Lanes<T> even[vectors] = {}, odd[vectors] = {};  // two sums each, so that no addition waits for the one before
   int64_t s = 0;
-  for (; s + 4 <= samples; s += 4) {  // four at a time: the sums are read and written once for all of them
-    const T *a = x + s * values, *b = a + values, *c = b + values, *d = c + values;
-    const T va = v[s], vb = v[s + 1], vc = v[s + 2], vd = v[s + 3];
-#pragma omp simd
-    for (int64_t f = 0; f < values; ++f) y[f] += (va * a[f] + vb * b[f]) + (vc * c[f] + vd * d[f]);
+  for (; s + 2 <= samples; s += 2) {
+    for (int64_t i = 0; i < vectors; ++i) {
+      even[i] += v[s] * load(x + s * values + i * kLanes<T>);
+      odd[i] += v[s + 1] * load(x + (s + 1) * values + i * kLanes<T>);
+    }
   }
-  for (; s < samples; ++s) {
-#pragma omp simd
-    for (int64_t f = 0; f < values; ++f) y[f] += v[s] * x[s * values + f];
+  for (int64_t i = 0; i < vectors; ++i) {
+    if (s < samples) even[i] += v[s] * load(x + s * values + i * kLanes<T>);
+    store(y + i * kLanes<T>, even[i] + odd[i]);
+  }
+}
+
+// The same for all f. The last vector overlaps the one before.
+template <typename T>
+void composite(const T* x, const T* v, T* y, int64_t samples, int64_t values) {
+  if (values < kLanes<T>) {
+    for (int64_t f = 0; f < values; ++f) {
+      T sum = 0;
+      for (int64_t s = 0; s < samples; ++s) sum += v[s] * x[s * values + f];
+      y[f] = sum;
+    }
+    return;
+  }
+  int64_t f = 0;
+  for (; f + 2 * kLanes<T> <= values; f += 2 * kLanes<T>) composite_vectors<2>(x + f, v, y + f, samples, values);
+  for (; f < values; f += kLanes<T>) {
+    const int64_t at = std::min(f, values - kLanes<T>);
+    composite_vectors<1>(x + at, v, y + at, samples, values);
+  }
+}
+
+// to_f = factor g_f
+template <typename T>
+inline void scale(T factor, const T* g, T* to, int64_t values) {
+  if (values < kLanes<T>) {
+    for (int64_t f = 0; f < values; ++f) to[f] = factor * g[f];
+    return;
+  }
+  for (int64_t f = 0; f < values; f += kLanes<T>) {
+    const int64_t at = std::min(f, values - kLanes<T>);
+    store(to + at, factor * load(g + at));
   }
 }
 
 // d_s += x_s . g, and to_x_s = v_s g unless null
 template <typename T>
-void composite_gradient(const T* __restrict__ x, const T* __restrict__ v, const T* __restrict__ g, T* __restrict__ d,
-                        T* __restrict__ to_x, int64_t samples, int64_t values) {
-  for (int64_t s = 0; s < samples; ++s) {
-    T sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t f = 0; f < values; ++f) sum += x[s * values + f] * g[f];
-    d[s] += sum;
-    if (!to_x) continue;
-#pragma omp simd
-    for (int64_t f = 0; f < values; ++f) to_x[s * values + f] = v[s] * g[f];
+void composite_gradient(const T* x, const T* v, const T* g, T* d, T* to_x, int64_t samples, int64_t values) {
+  if (values < kLanes<T>) {
+    for (int64_t s = 0; s < samples; ++s) {
+      for (int64_t f = 0; f < values; ++f) d[s] += x[s * values + f] * g[f];
+      if (to_x) scale(v[s], g, to_x + s * values, values);
+    }
+    return;
+  }
+  // The last vector overlaps the one before; what that has counted is left out.
+  const int64_t last = values - kLanes<T>, counted = (kLanes<T> - values % kLanes<T>) % kLanes<T>;
+  Lanes<T> g_last = load(g + last);
+  for (int64_t i = 0; i < counted; ++i) g_last[i] = 0;
+  for (int64_t first = 0; first < samples; first += kLanes<T>) {
+    const int64_t count = std::min(kLanes<T>, samples - first);
+    Lanes<T> sums[kLanes<T>] = {};  // of a sample each; turned about, the lanes are the samples
+    for (int64_t i = 0; i < count; ++i) {
+      const T* const row = x + (first + i) * values;
+      sums[i] = g_last * load(row + last);
+      for (int64_t f = 0; f < last; f += kLanes<T>) sums[i] += load(g + f) * load(row + f);
+      if (to_x) scale(v[first + i], g, to_x + (first + i) * values, values);
+    }
+    transpose<T>(sums);
+    for (int64_t i = 1; i < kLanes<T>; ++i) sums[0] += sums[i];
+    for (int64_t i = 0; i < count; ++i) d[first + i] += sums[0][i];
   }
 }
 
@@ -50,51 +99,34 @@ template <typename T>
 class Sorted {
  public:
   Sorted(int64_t samples, bool published)
-      : samples_(samples), published_(published), order_(samples), rank_(samples), depth_(samples),
-        density_(samples), thickness_(samples), before_(samples + 1), weight_(samples), slope_(samples) {}
+      : samples_(samples), published_(published), order_(samples), rank_(samples + kLanes<T>), depth_(samples + kLanes<T>),
+        density_(samples), thickness_(samples), before_(samples + 1), weight_(samples + 1), slope_(samples) {}
 
-  void load(const T* density, const T* depth) {
+  void read(const T* density, const T* depth) {
     sort(depth);
     for (int64_t s = 0; s < samples_; ++s) {
       depth_[s] = depth[order_[s]];
       density_[s] = density[order_[s]];
     }
-    const int64_t intervals = samples_ - 1;
-    const bool published = published_;
-    const T *__restrict__ z = depth_.data(), *__restrict__ sigma = density_.data();
-    T *__restrict__ thick = thickness_.data(), *__restrict__ before = before_.data(), *__restrict__ weight = weight_.data();
-#pragma omp simd
-    for (int64_t i = 0; i < intervals; ++i) thick[i] = thickness(sigma[i], sigma[i + 1], z[i], z[i + 1], published);
-    before[0] = 0;
-    for (int64_t i = 0; i < intervals; ++i) before[i + 1] = before[i] + thick[i];
-#pragma omp simd
-    for (int64_t i = 0; i < intervals; ++i) weight[i] = interval_weight(before[i], thick[i]);
+    if (published_) load_intervals<true>();
+    else load_intervals<false>();
   }
 
   // Half of each interval's weight goes to either end.
   void weights(T* v) const {
-    for (int64_t i = 0; i < samples_; ++i) {
-      const T left = i > 0 ? weight_[i - 1] : T(0), right = i + 1 < samples_ ? weight_[i] : T(0);
-      v[order_[i]] = T(0.5) * (left + right);
-    }
+    for (int64_t i = 0; i < samples_; ++i) v[order_[i]] = T(0.5) * (weight_[i] + weight_[i + 1]);
   }
 
   // From derivatives by the samples' weights to those by their densities.
   void gradient(const T* by_weight, T* by_density) {
-    const int64_t intervals = samples_ - 1;
-    const bool published = published_;
-    const T *__restrict__ z = depth_.data(), *__restrict__ sigma = density_.data(), *__restrict__ before = before_.data();
-    T *__restrict__ passed = thickness_.data(), *__restrict__ slope = slope_.data();  // thicknesses have served
-#pragma omp simd
-    for (int64_t i = 0; i < intervals; ++i) {
-      passed[i] = exponential(-before[i + 1]);
-      slope[i] = T(0.5) * thickness_slope(sigma[i], sigma[i + 1], z[i], z[i + 1], published);
-    }
+    if (published_) load_slopes<true>();
+    else load_slopes<false>();
+    const T *__restrict__ passed = thickness_.data(), *__restrict__ slope = slope_.data();
     T later = 0, behind = 0;  // sum of b_k w_k over the intervals behind: a denser one leaves less for them
-    for (int64_t i = intervals - 1; i >= 0; --i) {
+    for (int64_t i = samples_ - 2; i >= 0; --i) {
       const T b = T(0.5) * (by_weight[order_[i]] + by_weight[order_[i + 1]]);
       const T each = (b * passed[i] - later) * slope[i];
-      later += b * weight_[i];
+      later += b * weight_[i + 1];
       by_density[order_[i + 1]] = behind + each;
       behind = each;
     }
@@ -102,38 +134,75 @@ class Sorted {
   }
 
  private:
-  void sort(const T* __restrict__ depth) {
+  // `published` is known to the compiler in both: its loops would not become vectors with a condition in them.
+  template <bool published>
+  void load_intervals() {
+    const int64_t intervals = samples_ - 1;
+    const T *__restrict__ z = depth_.data(), *__restrict__ sigma = density_.data();
+    T *__restrict__ thick = thickness_.data(), *__restrict__ before = before_.data(), *__restrict__ weight = weight_.data();
+#pragma omp simd
+    for (int64_t i = 0; i < intervals; ++i) thick[i] = thickness(sigma[i], sigma[i + 1], z[i], z[i + 1], published);
+    before[0] = 0;
+    for (int64_t i = 0; i < intervals; ++i) before[i + 1] = before[i] + thick[i];
+    weight[0] = weight[samples_] = 0;
+#pragma omp simd
+    for (int64_t i = 0; i < intervals; ++i) weight[i + 1] = interval_weight(before[i], thick[i]);
+  }
+
+  template <bool published>
+  void load_slopes() {
+    const T *__restrict__ z = depth_.data(), *__restrict__ sigma = density_.data(), *__restrict__ before = before_.data();
+    T *__restrict__ passed = thickness_.data(), *__restrict__ slope = slope_.data();  // thicknesses have served
+#pragma omp simd
+    for (int64_t i = 0; i < samples_ - 1; ++i) {
+      passed[i] = exponential(-before[i + 1]);
+      slope[i] = T(0.5) * thickness_slope(sigma[i], sigma[i + 1], z[i], z[i + 1], published);
+    }
+  }
+
+  void sort(const T* depth) {
     if (samples_ > kCounted) {
       for (int64_t s = 0; s < samples_; ++s) order_[s] = int32_t(s);
       std::sort(order_.begin(), order_.end(), [&](int32_t a, int32_t b) { return comes_before(depth, a, b); });
       return;
     }
-    // Few samples: counting, for all of them at once, those before each has no branch that could be guessed wrongly.
-    const int32_t samples = int32_t(samples_);
-    int32_t* __restrict__ rank = rank_.data();
-    std::fill(rank, rank + samples, 0);
-    for (int32_t other = 0; other < samples; ++other) {
-      const T z = depth[other];
-#pragma omp simd
-      for (int32_t s = 0; s < samples; ++s) rank[s] += (z < depth[s]) | ((z == depth[s]) & (other < s));
+    // Few samples: counting those before each, a vector of them at a time, has no branch that could be guessed wrongly.
+    using Counts = decltype(Lanes<T>{} < Lanes<T>{});  // integers; of a comparison, -1 where it holds
+    using Count = std::remove_reference_t<decltype(Counts{}[0])>;
+    Counts place{};
+    for (int64_t i = 0; i < kLanes<T>; ++i) place[i] = Count(i);
+    std::copy_n(depth, samples_, depth_.data());
+    for (int64_t first = 0; first < samples_; first += kLanes<T>) {
+      const Lanes<T> own = load(depth_.data() + first);  // what lies beyond the last sample is counted in vain
+      const int64_t last = std::min(first + kLanes<T>, samples_);
+      Counts count{};
+      for (int64_t other = 0; other < first; ++other) count -= depth[other] <= own;
+      for (int64_t other = first; other < last; ++other) {
+        count -= (depth[other] < own) | ((depth[other] == own) & (place > Count(other - first)));
+      }
+      for (int64_t other = last; other < samples_; ++other) count -= depth[other] < own;
+      for (int64_t i = 0; i < kLanes<T>; ++i) rank_[first + i] = int32_t(count[i]);
     }
-    for (int32_t s = 0; s < samples; ++s) order_[rank[s]] = s;
+    for (int64_t s = 0; s < samples_; ++s) order_[rank_[s]] = int32_t(s);
   }
 
   int64_t samples_;
   bool published_;
   std::vector<int32_t> order_, rank_;
-  std::vector<T> depth_, density_, thickness_, before_, weight_, slope_;
+  std::vector<T> depth_, density_, thickness_, before_;
+  std::vector<T> weight_;  // of interval i in number i + 1, with a zero at either end
+  std::vector<T> slope_;
 };
 
+// `visit` gets a ray, its samples in order, and `room` for so many numbers.
 template <typename T>
-void each_ray(const Rays<T>& rays, auto visit) {
+void each_ray(const Rays<T>& rays, int64_t room, auto visit) {
   const int64_t values = rays.samples * (rays.features + rays.parts + 8);
   at::parallel_for(0, rays.rays, std::max<int64_t>(1, kGrain / values), [&](int64_t begin, int64_t end) {
     Sorted<T> sorted(rays.samples, rays.published);
-    std::vector<T> buffer(rays.samples * (rays.parts + 1));
+    std::vector<T> buffer(room);
     for (int64_t r = begin; r < end; ++r) {
-      sorted.load(rays.density + r * rays.samples, rays.depth + r * rays.samples);
+      sorted.read(rays.density + r * rays.samples, rays.depth + r * rays.samples);
       visit(r, sorted, buffer.data());
     }
   });
@@ -142,11 +211,12 @@ void each_ray(const Rays<T>& rays, auto visit) {
 template <typename T>
 void march(const Rays<T>& rays, const Marched<T>& out) {
   const int64_t samples = rays.samples, parts = rays.parts;
-  each_ray(rays, [&](int64_t r, Sorted<T>& sorted, T* __restrict__ mask) {
+  each_ray(rays, samples * parts, [&](int64_t r, Sorted<T>& sorted, T* __restrict__ mask) {
     T* v = out.weights + r * samples;
     sorted.weights(v);
     T total = 0, far = 0;
     const T* z = rays.depth + r * samples;
+#pragma omp simd reduction(+ : total, far)
     for (int64_t s = 0; s < samples; ++s) {
       total += v[s];
       far += v[s] * z[s];
@@ -167,14 +237,14 @@ void march(const Rays<T>& rays, const Marched<T>& out) {
 template <typename T>
 void gradient(const Rays<T>& rays, const RayGradients<T>& g) {
   const int64_t samples = rays.samples, parts = rays.parts;
-  each_ray(rays, [&](int64_t r, Sorted<T>& sorted, T* buffer) {
+  each_ray(rays, samples, [&](int64_t r, Sorted<T>& sorted, T* by_weights) {
     const T *v = g.weights + r * samples, *z = rays.depth + r * samples;
     T total = 0, far = 0;
+#pragma omp simd reduction(+ : total, far)
     for (int64_t s = 0; s < samples; ++s) {
       total += v[s];
       far += v[s] * z[s];
     }
-    T* by_weights = buffer + samples * parts;
     const T by_weight = g.by_weight ? g.by_weight[r] : T(0);
     const T by_depth = g.by_depth && total > T(0) ? g.by_depth[r] / total : T(0);
     const T depth = total > T(0) ? far / total : T(0);
@@ -191,18 +261,15 @@ void gradient(const Rays<T>& rays, const RayGradients<T>& g) {
     }
     if (g.density) sorted.gradient(by_weights, g.density + r * samples);
     if (!g.by_mask || !g.part_sdf) return;
-    const T* __restrict__ by_mask = g.by_mask + r * parts;
+    const T* by_mask = g.by_mask + r * parts;
     const T* __restrict__ sdf = rays.part_sdf + r * samples * parts;
-    T *__restrict__ slope = buffer, *__restrict__ to_sdf = g.part_sdf + r * samples * parts;
+    T* __restrict__ to_sdf = g.part_sdf + r * samples * parts;
+    for (int64_t s = 0; s < samples; ++s) scale(v[s], by_mask, to_sdf + s * parts, parts);
     const T sharpness = rays.sharpness;
 #pragma omp simd
     for (int64_t i = 0; i < samples * parts; ++i) {
       const T m = logistic(-sharpness * sdf[i]);
-      slope[i] = -sharpness * m * (T(1) - m);
-    }
-    for (int64_t s = 0; s < samples; ++s) {
-#pragma omp simd
-      for (int64_t p = 0; p < parts; ++p) to_sdf[s * parts + p] = v[s] * by_mask[p] * slope[s * parts + p];
+      to_sdf[i] *= -sharpness * m * (T(1) - m);
     }
   });
 }
