@@ -295,7 +295,7 @@ class AdversarialPhase:
     def _masked(self, views: Views) -> tuple[Tensor, Tensor]:
         """What the mask discriminator is shown of (augmented) views."""
         config = self.config.loss
-        return views.for_mask_judge(harden=config.mask_hard, colour_blur=config.mask_colour_blur)
+        return views.for_mask_judge(sharpness=config.mask_sharpness, colour_blur=config.mask_colour_blur)
 
     def _shown(self, views: Views, now: Moment) -> Views:
         drawn = None

@@ -97,7 +97,7 @@ class LossConfig:
     """Weights of the losses of method section 3."""
 
     mask_adversarial: float = 0.1
-    mask_hard: bool = False  # the mask discriminator sees one-hot masks only, with straight-through gradients
+    mask_sharpness: float = 0.0  # the mask discriminator sees softmaxes of this times the masks; 0: the masks
     mask_colour_blur: float = 0.0  # ... and pictures blurred by this share of their side
     eikonal: float = 0.1
     eikonal_fraction: float = 1.0  # share of the ray samples, drawn at random, on which the gradient is taken

@@ -31,17 +31,17 @@ class Views:
         """Picture and mask as one stack of channels, final (N, 3 + P, H, H) and raw."""
         return torch.cat([self.image, self.mask], dim=1), torch.cat([self.image_raw, self.mask_raw], dim=1)
 
-    def for_mask_judge(self, *, harden: bool, colour_blur: float) -> tuple[Tensor, Tensor]:
+    def for_mask_judge(self, *, sharpness: float, colour_blur: float) -> tuple[Tensor, Tensor]:
         """The same stacks without what tells rendered from true whatever the classes are.
 
-        ``harden``: masks become one-hot (:func:`harden_mask`), as true ones are. ``colour_blur``: pictures
-        are blurred by this share of their side, so that their sharpness says nothing but colours still say
-        what is hair and what is hat.
+        ``sharpness``: of :func:`sharpen_mask`, which makes rendered masks almost one-hot, as true ones are;
+        0: none. ``colour_blur``: pictures are blurred by this share of their side, so that their sharpness
+        says nothing but colours still say what is hair and what is hat.
         """
         image, image_raw = (blur(x, colour_blur * x.shape[-1]) for x in (self.image, self.image_raw))
         mask, mask_raw = self.mask, self.mask_raw
-        if harden:
-            mask, mask_raw = harden_mask(mask), harden_mask(mask_raw)
+        if sharpness:
+            mask, mask_raw = (sharpen_mask(x, sharpness) for x in (mask, mask_raw))
         return Views(image, image_raw, mask, mask_raw).with_mask()
 
 
@@ -63,11 +63,10 @@ def one_hot(masks: Tensor, classes: int) -> Tensor:
     return channels.scatter_(1, masks.long().unsqueeze(1), 1.0)
 
 
-def harden_mask(mask: Tensor) -> Tensor:
-    """Masks (N, P, H, H) in [-1, 1] as one-hot ones in {-1, 1} of the largest channel; the gradient passes as
-    if nothing had happened (straight-through, Bengio et al. 2013)."""
-    hard = torch.full_like(mask, -1.0).scatter_(1, mask.argmax(1, keepdim=True), 1.0)
-    return mask + (hard - mask).detach()
+def sharpen_mask(mask: Tensor, sharpness: float) -> Tensor:
+    """``2 softmax(sharpness * mask) - 1`` over the channels of (N, P, H, H): one-hot masks in {-1, 1} hardly
+    change, soft ones become like them, and gradients stay where classes meet."""
+    return (sharpness * mask).softmax(1) * 2 - 1
 
 
 def reduce(images: Tensor, resolution: int) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from training import augment
-from training.views import Views, blur, harden_mask, one_hot, prepare, real_views, reduce
+from training.views import Views, blur, one_hot, prepare, real_views, reduce, sharpen_mask
 
 
 def test_real_views_have_the_range_and_classes_of_generated_ones():
@@ -65,23 +66,22 @@ def test_noise_falls_on_masks_alone_and_anew_each_time():
     assert not torch.equal(shown.mask, again.mask)
 
 
-def test_hardened_masks_are_one_hot_and_pass_the_gradient():
-    mask = (torch.rand(2, 3, 4, 4) * 2 - 1).requires_grad_()
-    hard = harden_mask(mask)
-    torch.testing.assert_close(hard, one_hot(mask.argmax(1), 3) * 2 - 1)
-    cotangent = torch.randn_like(hard)
-    (grad,) = torch.autograd.grad(hard, mask, cotangent)
-    torch.testing.assert_close(grad, cotangent)
+def test_sharpened_masks_are_almost_one_hot():
+    true = one_hot(torch.randint(0, 3, (2, 4, 4)), 3) * 2 - 1
+    sure = true * 0.8
+    torch.testing.assert_close(sharpen_mask(true, 5.0), true, atol=4e-4, rtol=0)  # 4 exp(-10)
+    torch.testing.assert_close(sharpen_mask(sure, 5.0), true, atol=3e-3, rtol=0)  # 4 exp(-8), and the sum
+    assert sharpen_mask(torch.zeros(1, 3, 1, 1), 5.0).flatten().tolist() == pytest.approx([-1 / 3] * 3)
 
 
 def test_the_mask_discriminator_sees_no_more_than_it_may():
     torch.manual_seed(0)
     image, mask = torch.randn(1, 3, 32, 32), torch.randn(1, 4, 32, 32)
     views = Views(image, reduce(image, 16), mask, reduce(mask, 16))
-    plain, raw = views.for_mask_judge(harden=False, colour_blur=0.0)
+    plain, raw = views.for_mask_judge(sharpness=0.0, colour_blur=0.0)
     torch.testing.assert_close(plain, torch.cat([image, mask], 1))
-    final, raw = views.for_mask_judge(harden=True, colour_blur=0.05)
+    final, raw = views.for_mask_judge(sharpness=5.0, colour_blur=0.05)
     torch.testing.assert_close(final[:, :3], blur(image, 0.05 * 32))
     torch.testing.assert_close(raw[:, :3], blur(views.image_raw, 0.05 * 16))  # the same blur of the scene
-    torch.testing.assert_close(final[:, 3:], harden_mask(mask))
-    torch.testing.assert_close(raw[:, 3:], harden_mask(views.mask_raw))
+    torch.testing.assert_close(final[:, 3:], sharpen_mask(mask, 5.0))
+    torch.testing.assert_close(raw[:, 3:], sharpen_mask(views.mask_raw, 5.0))
