@@ -21,7 +21,7 @@ from training.config import TrainConfig
 from training.generator import Want
 from training.phases import Context, Term, geometry_terms, local_batch, passes, total
 from training.reconstruction import Reconstruction
-from training.schedules import Moment, average_decay, moment
+from training.schedules import Moment, average_decay, lowered_beta, moment
 from training.updates import Updater, frozen, update_average
 from training.views import Views, fake_views, prepare, real_views
 
@@ -108,6 +108,9 @@ class AdversarialPhase:
         if self._due(config.loss.r1_every, config.loss.gamma):
             self.r1_gradients(reals, batch.camera, now)
             self._apply_discriminators()
+        if config.schedule.beta:
+            beta = models.generator.decoder.sigmoid_beta.data
+            beta.fill_(lowered_beta(beta.item(), config.schedule, config.batch))
         decay = average_decay(config.ema_kimg, config.ema_rampup, images, config.batch)
         update_average(models.average, models.generator, decay)
         if self.reconstruction:

@@ -139,6 +139,8 @@ class ScheduleConfig:
     mask_noise: float = 0.0  # deviation of the noise on all masks that the discriminators see, at the start
     mask_noise_final: float = 0.0  # ... and after mask_noise_kimg; masks lie in [-1, 1]
     mask_noise_kimg: float = 1000.0
+    beta: float = 0.0  # the density's beta is halved every beta_kimg until it is this; 0: left alone
+    beta_kimg: float = 2.0
     generator_delay_kimg: float = 0.0  # at first only the discriminators learn: a warm start is ahead of them
     raw_resolution: int = 64  # side of the volume rendering at the start
     raw_resolution_final: int = 128

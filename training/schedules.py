@@ -44,6 +44,12 @@ def crossed(before: int, after: int, kimg: float) -> bool:
     return kimg > 0 and after // every > before // every
 
 
+def lowered_beta(beta: float, config: ScheduleConfig, batch: int) -> float:
+    """The density's beta one step later: surfaces become sharper, and depth with them, as slowly as colours
+    can follow. It depends on beta alone, so that a run goes on from wherever a warm start left it."""
+    return min(beta, max(config.beta, beta * 0.5 ** (batch / (1000 * config.beta_kimg))))
+
+
 def average_decay(ema_kimg: float, rampup: float, images: int, batch: int) -> float:
     """Share of the old generator average that one step keeps: 0.5 ** (batch / half-life).
 

@@ -6,7 +6,7 @@ import pytest
 
 from dnnlib.errors import UserError
 from training.config import ScheduleConfig, WarmStartConfig
-from training.schedules import average_decay, crossed, moment
+from training.schedules import average_decay, crossed, lowered_beta, moment
 
 CONFIG = ScheduleConfig(
     swap_kimg=1000,
@@ -61,3 +61,15 @@ def test_crossing_a_multiple_of_so_many_kimg():
 def test_beta_needs_time_to_fall():
     with pytest.raises(UserError, match="beta_kimg is 0"):
         WarmStartConfig(beta=0.02, beta_kimg=0)
+
+
+def test_beta_is_halved_until_it_is_small_enough_and_never_raised():
+    config = ScheduleConfig(beta=0.01, beta_kimg=0.1)
+    beta = 0.04
+    for _ in range(10):
+        beta = lowered_beta(beta, config, batch=10)
+    assert beta == pytest.approx(0.02)  # 100 images
+    for _ in range(20):
+        beta = lowered_beta(beta, config, batch=10)
+    assert beta == 0.01
+    assert lowered_beta(0.004, config, batch=10) == 0.004
