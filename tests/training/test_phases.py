@@ -185,7 +185,8 @@ def test_two_processes_give_the_gradients_of_one(tiny, tmp_path: Path):
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(world),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(20000 + os.getpid() % 20000),
+            # below the ports that systems hand out by themselves, and another one each time
+            "MASTER_PORT": str(20000 + os.getpid() % 10000 + world),
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
         }
