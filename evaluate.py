@@ -1,4 +1,4 @@
-"""Measure a generator and its edits: `python evaluate.py quality | geometry | edits --json FILE`."""
+"""Measure generators, edits, priors: `python evaluate.py quality | geometry | edits | prior --json FILE`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 from datasets.labels import label_set
 from datasets.portraits import BUNDLED, BUNDLED_VIEWS
 from dnnlib import config as config_files
-from dnnlib.errors import user_errors
+from dnnlib.errors import UserError, user_errors
 from torch_utils.device import choose_device
 from training.distillation import OBJECTIVES
 from training.editing.settings import EditSettings
@@ -24,8 +24,11 @@ from training.metrics.evaluation import GeometryOptions
 from training.metrics.features import NAMES
 from training.metrics.fitting import Fit
 from training.metrics.portrait_set import HELD_OUT, read_set
+from training.metrics.prior_samples import Sampling, evaluate_prior
+from training.metrics.reader import Reader
 from training.metrics.tables import Stopwatch, table, write_scores
 from training.network_source import open_network
+from training.prior import load_prior
 
 ROOT = Path(__file__).resolve().parent
 NETWORK = ROOT / "pretrained" / "portraits-64.safetensors"
@@ -35,20 +38,28 @@ _FILE = click.Path(path_type=Path)
 
 @click.group(context_settings={"show_default": True})
 def main() -> None:
-    """Score a generator (quality, geometry) or whole edits, beside scores of what they are compared with."""
+    """Score a generator (quality, geometry), whole edits, or a diffusion prior, beside what they are compared
+    with."""
 
 
-def _common(command: Callable) -> Callable:
-    """Options that all three have."""
+def _device_and_json(command: Callable) -> Callable:
+    """Options that all have."""
     for option in (
         click.option("--device", help="cpu, cuda, cuda:1 ...", show_default="cuda where there is one"),
         click.option(
             "--json", "json_path", type=_FILE, help="Write the scores here.", show_default="no file"
         ),
-        click.option("--network", type=_FILE, default=NETWORK, help="Generator.", show_default="bundled"),
     ):
         command = option(command)
     return command
+
+
+def _common(command: Callable) -> Callable:
+    """Options of those that look at a generator."""
+    network = click.option(
+        "--network", type=_FILE, default=NETWORK, help="Generator.", show_default="bundled"
+    )
+    return network(_device_and_json(command))
 
 
 _DATA = click.option(
@@ -212,6 +223,42 @@ def edits(
         )
         found["mean"]["true"] = score_true(portraits, EditJudges.load(device))
     _finish(found, json_path, watch, device, network=str(network), prior=prior, outdir=str(outdir))
+
+
+@main.command()
+@_device_and_json
+@_DATA
+@_HELD_OUT
+@click.option("--prior", default=str(PRIOR), help="Diffusion prior.", show_default="bundled")
+@click.option("--controlnet", help="ControlNet trained on masks, when the prior's folder has none.")
+@click.option("--count", type=click.IntRange(min=2), help="Portraits.", show_default="all held out")
+@click.option("--steps", type=click.IntRange(min=1), default=25, help="Of DDIM.")
+@click.option("--guidance", type=float, default=4.0)
+@click.option("--seed", type=int, default=0, help="Of the noise.")
+@user_errors
+def prior(
+    json_path: Path | None,
+    device: str | None,
+    data: Path,
+    held_out: float,
+    prior: str,
+    controlnet: str | None,
+    count: int | None,
+    steps: int,
+    guidance: float,
+    seed: int,
+) -> None:
+    """Whether samples of a prior show what held-out captions and masks say."""
+    watch, device = Stopwatch(), choose_device(device)
+    reader = Reader.load(device=device)
+    found = load_prior(prior, controlnet, device=device)
+    portraits = read_set(
+        data, reader.config.labels, found.image_size, share=held_out, at_least=evaluation.FEWEST
+    ).take(slice(count))
+    if not any(portraits.captions):
+        raise UserError(f"{data} has no captions: only portraits with captions can say what is followed")
+    scores = evaluate_prior(found, portraits, reader, Sampling(steps, guidance, seed))
+    _finish(scores, json_path, watch, device, prior=prior, data=str(data), held_out=held_out)
 
 
 def _finish(scores: dict, path: Path | None, watch: Stopwatch, device: str, **settings: object) -> None:

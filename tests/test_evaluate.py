@@ -214,3 +214,15 @@ def test_a_mistake_is_one_line_and_exit_code_2(options, message) -> None:
     result = run(*options)
     assert result.exit_code == 2 and message in result.output
     assert len(result.output.strip().splitlines()) == 1
+
+
+def test_a_prior_is_told_by_what_its_samples_show(models: Path) -> None:
+    """Random weights follow nothing; true pictures are read as they are captioned."""
+    path = models / "prior.json"
+    fixed = ("--prior", models / "prior", "--data", models / "set", "--count", "8", "--steps", "2")
+    result = run("prior", *fixed, "--json", path, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    table = json.loads(path.read_text())["scores"]
+    assert set(table) == {"prior", "true", "exchanged"}
+    assert table["true"]["claims"] > 0.8 > table["prior"]["claims"]
+    assert table["true"]["mask_iou"] > 2 * table["prior"]["mask_iou"]  # pictures of 16 x 16 are hard to read
