@@ -12,7 +12,7 @@ from torch_utils import extension
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.fused_mlp import fused_mlp
 from torch_utils.ops.march_rays import march_rays
-from torch_utils.ops.triplane_sample import triplane_sample
+from torch_utils.ops.triplane_sample import channels_last, triplane_sample
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 from training.benchmark.measure import Row, repeat
 
@@ -74,17 +74,21 @@ def cases(shrink: int = 1, device: str = "cpu") -> list[Case]:
             twice=False,
         )
     )
-    points = torch.rand(1, rays * 24, 3, device=device) - 0.5
-    found.append(
-        Case(
-            "triplane_sample",
-            f"{rays * 24} points, 32 channels, planes {side} x {side}",
-            lambda planes, at, impl: triplane_sample(
-                planes, at, projection="orthogonal", box_warp=1.0, impl=impl
-            ),
-            (draw(1, 3, 32, side, side), points),
+    drawn = draw(1, 3, 32, side, side)
+    for name, planes, points in (
+        ("points anywhere", drawn, torch.rand(1, rays * 24, 3, device=device) - 0.5),
+        ("points along rays, channels last", channels_last(drawn), _along_rays(rays, 24, device)),
+    ):
+        found.append(
+            Case(
+                "triplane_sample",
+                f"{points.shape[1]} {name}, 32 channels, planes {side} x {side}",
+                lambda planes, at, impl: triplane_sample(
+                    planes, at, projection="orthogonal", box_warp=1.0, impl=impl
+                ),
+                (planes, points),
+            )
         )
-    )
     found.append(
         Case(
             "fused_mlp",
@@ -94,6 +98,14 @@ def cases(shrink: int = 1, device: str = "cpu") -> list[Case]:
         )
     )
     return found
+
+
+def _along_rays(rays: int, samples: int, device: str) -> Tensor:
+    """Points (1, rays samples, 3) as a view reads them: ray by ray, through a cube of side 1."""
+    side = int(rays**0.5)
+    across = torch.linspace(-0.4, 0.4, side, device=device)
+    along = torch.linspace(-0.4, 0.4, samples, device=device)
+    return torch.stack(torch.meshgrid(across, across, along, indexing="ij"), dim=-1).view(1, -1, 3)
 
 
 def _seen(
