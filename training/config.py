@@ -175,6 +175,7 @@ class WarmStartConfig:
     beta_kimg: float = 5.0
     divergence: float = 5e-4  # weight of the latents' divergence from the standard normal, in nats
     whiten_kimg: float = 0.0  # every so often all latents together are made standard normal; 0: never
+    aggregate: float = 0.0  # weight of the distance of all latents' moments from the standard normal's
     image: float = 1.0  # weight of the L1 of image and raw image
     perceptual: float = 0.0  # weight of the multi-scale gradient difference
     hue: float = 0.0  # weight of the L1 of hues over cells of 4 x 4 pixels

@@ -21,7 +21,7 @@ from training.phases import Context, Term
 from training.schedules import crossed
 from training.updates import Updater, forget
 from training.views import one_hot, reduce
-from training.whitening import Moments, whiten
+from training.whitening import Moments, aggregate_distance, whiten
 
 _MASK_LOGITS = 5.0  # mask channels lie in [-1, 1]: times this they are the logits of the cross-entropy
 _SCALES = 3  # of the gradient difference: full size, half, quarter
@@ -84,6 +84,9 @@ class Reconstruction:
             hue = losses.hue_difference(rendering.image, _picture(batch), _HUE_CELL)
             terms.append(Term("fit/hue", config.hue, hue))
         terms.append(Term("fit/divergence", config.divergence, posterior.divergence().mean()))
+        if config.aggregate:
+            distance = aggregate_distance(self.moments, posterior)
+            terms.append(Term("fit/aggregate", config.aggregate, distance))
         if config.mask:
             terms.append(Term("fit/mask", config.mask, mask_loss(rendering, classes, pixels)))
         raw_resolution = rendering.image_raw.shape[-1]

@@ -4,7 +4,8 @@ The divergence of a variational autoencoder asks of each posterior to be near th
 mixture of all posteriors, the *aggregate*, may still be far from: directions that matter most are stretched
 (the brightness of a background, say, to a deviation of five), others shrink. Latents from the standard normal
 then show medium pictures only. The second moments can be put right at once, without training: a linear map
-makes them those of the standard normal, and the two layers that write and read latents take it up.
+makes them those of the standard normal, and the two layers that write and read latents take it up. What else
+was learned has to get used to it, so that a loss that keeps the moments there is the gentler way.
 """
 
 from __future__ import annotations
@@ -56,6 +57,25 @@ class Moments:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, value in state.items():
             getattr(self, name).copy_(value)
+
+
+def aggregate_distance(moments: Moments, posterior: Posterior) -> Tensor:
+    """``|m|^2 + |C - I|_F^2`` of the aggregate's mean m and covariance C, a scalar, as a loss.
+
+    The value is that of the running moments; the gradient is the part that these N posteriors have in it
+    (Kumar et al. 2018, DIP-VAE, takes the moments of one batch, for which a batch must be large):
+    2 m for a mean mu, 4 (C - I) (mu - m) more for it, and 2 diag(C - I) for a variance. Less in proportion
+    while the moments are young.
+    """
+    if not moments.weight:
+        return posterior.mean.new_zeros(())
+    mean, covariance, _ = moments.aggregate()
+    excess = covariance - torch.eye(len(mean), device=mean.device)
+    centred = posterior.mean - mean
+    pull = 2 * posterior.mean @ mean + 2 * ((centred @ excess) * centred).sum(1)
+    pull = (pull + 2 * posterior.log_variance.exp() @ excess.diag()).mean()
+    value = mean.square().sum() + excess.square().sum()
+    return moments.weight * (value + pull - pull.detach())
 
 
 @torch.no_grad()

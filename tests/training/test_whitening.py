@@ -8,12 +8,12 @@ from torch.nn import functional
 from datasets.masked_images import MaskedImages, collate
 from training.adversarial import AdversarialPhase
 from training.curves import Curves
-from training.networks.encoder import Encoder
+from training.networks.encoder import Encoder, Posterior
 from training.networks.mapping import MappingNetwork
 from training.phases import Context, build_models
 from training.updates import FiniteGuard
 from training.warmstart import WarmStartPhase
-from training.whitening import Moments, whiten
+from training.whitening import Moments, aggregate_distance, whiten
 
 CPU = torch.device("cpu")
 Z = 6
@@ -77,6 +77,29 @@ def test_the_mapping_reads_the_same_pictures():
         # float32 through a map whose scales differ by a hundred
         torch.testing.assert_close(read(encoder(pictures).mean), before, atol=1e-4, rtol=1e-3)
         assert torch.equal(layer.weight[:, Z:], others)
+
+
+def test_the_aggregate_s_distance_has_the_gradient_of_its_moments():
+    """Against autograd through the moments of one large batch."""
+    torch.manual_seed(0)
+    mean = (torch.randn(500, Z, dtype=torch.float64) * torch.linspace(0.2, 3, Z) + 1).requires_grad_()
+    log_variance = (0.1 * torch.randn(500, Z, dtype=torch.float64) - 1).requires_grad_()
+    posterior = Posterior(mean, log_variance)
+    moments = Moments(Z)
+    for name, value in vars(moments).items():
+        setattr(moments, name, value.double())
+    with torch.no_grad():
+        moments.weight.fill_(1)
+        moments.mean.copy_(mean.mean(0))
+        moments.second.copy_(mean.t() @ mean / len(mean))
+        moments.noise.copy_(log_variance.exp().mean(0))
+    covariance = torch.cov(mean.t(), correction=0) + log_variance.exp().mean(0).diag()
+    excess = covariance - torch.eye(Z, dtype=torch.float64)
+    wanted = mean.mean(0).square().sum() + excess.square().sum()
+    found = aggregate_distance(moments, posterior)
+    torch.testing.assert_close(found, wanted)
+    for a, b in zip(*(torch.autograd.grad(x, (mean, log_variance)) for x in (found, wanted)), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_a_warm_start_whitens_in_time_and_goes_on(tiny, tiny_set):
