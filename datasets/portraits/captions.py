@@ -79,6 +79,26 @@ def caption(a: Attributes, rng: np.random.Generator) -> str:
     return text
 
 
+def brief_caption(a: Attributes, rng: np.random.Generator) -> str:
+    """A noun with one thing that is true of the picture, as people ask for edits: 'a man wearing a red hat'.
+
+    A hat or a shirt is told as often as hair, so that its colour is learned as well.
+    """
+    noun = "person" if rng.random() < 0.5 else "woman" if a.sex == "female" else "man"
+    clothes = {"turtleneck": "turtleneck", "tank": "top"}.get(a.garment, "shirt")
+    told = [f"wearing a {a.cloth_colour} {clothes}"]
+    hair = _hair_words(a, brief=bool(rng.random() < 0.5))
+    if a.hat != "none":
+        told.append(f"wearing a {a.hat_colour} {'hat' if rng.random() < 0.6 else a.hat}")
+    if hair:
+        told.append(f"with {hair}")
+    if a.beard in ("beard", "mustache"):
+        told.append(f"with a {a.beard}")
+    if a.glasses != "none":
+        told.append(f"wearing {'sunglasses' if a.glasses == 'sunglasses' else 'glasses'}")
+    return f"a {noun} {rng.choice(told)}".replace("a orange", "an orange")
+
+
 _WORDS = """
 a an and bald beanie beard blond blue bob black brown bun cap curly afro eyes frowning glasses gray
 green hair hat in laughing long man medium middle aged mustache necklace of old orange person photo

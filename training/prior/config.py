@@ -100,6 +100,7 @@ class PriorConfig:
     text: TextConfig = field(default_factory=TextConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     seed: int = 0
+    retold: int = 0  # further captions of each picture, told from its attributes/; half of them are brief
     workers: int = 2  # processes that read the data set at the start
     minutes: float = (
         0.0  # stop cleanly after so much training; learning rates end at nothing then. 0: no limit

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +13,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datasets.masked_images import MaskedImages, collate
+from datasets.portraits.attributes import Attributes
+from datasets.portraits.captions import brief_caption, caption
 from dnnlib.errors import UserError
+from dnnlib.files import read_json
 from training.prior.config import PriorConfig
 
 
@@ -23,6 +28,7 @@ class PriorData:
     normals: Tensor  # (n, 3, H, H) uint8, (normal + 1) / 2 * 255; background 128
     masks: Tensor  # (n, H, H) uint8 classes
     captions: tuple[str, ...]
+    retold: tuple[tuple[str, ...], ...] = ()  # n tuples of as many further captions each, or none at all
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -55,7 +61,22 @@ def read_data(config: PriorConfig) -> PriorData:
         raise UserError(
             f'{config.data}/dataset.json has no captions: it needs {{"captions": {{name: text}}}}'
         )
-    return PriorData(torch.cat(images), torch.cat(normals), torch.cat(masks), tuple(captions))
+    retold = retell(Path(config.data), dataset.names, config.retold, len(captions)) if config.retold else ()
+    return PriorData(torch.cat(images), torch.cat(normals), torch.cat(masks), tuple(captions), retold)
+
+
+def retell(folder: Path, names: list[str], count: int, samples: int) -> tuple[tuple[str, ...], ...]:
+    """``count`` further captions of each of the samples, which are the named pictures and their mirror images
+    after them; every second one is brief. UserError where the set does not tell its attributes."""
+    told = []
+    for name in names:
+        path = (folder / "attributes" / name).with_suffix(".json")
+        if not path.is_file():
+            raise UserError(f"retold captions need {path}: only rendered portraits know their attributes")
+        attributes = Attributes(**read_json(path))
+        rng = np.random.default_rng(attributes.seed)
+        told.append(tuple((brief_caption if i % 2 else caption)(attributes, rng) for i in range(count)))
+    return tuple(told[i % len(told)] for i in range(samples))
 
 
 def smooth_normals(normals: Tensor, masks: Tensor, classes: list[int], radius: int) -> Tensor:

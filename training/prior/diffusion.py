@@ -85,7 +85,11 @@ class DiffusionStage:
         self.palette = torch.tensor(labels.palette, dtype=torch.float32) / 255
         self.alphas = parts.scheduler.alphas_cumprod
         self.weights = snr_weights(self.alphas, config.min_snr)
-        texts = dict.fromkeys(["", NORMAL_PREFIX, *data.captions, *map(normal_caption, data.captions)])
+        # n samples with K captions each, their own first
+        retold = data.retold or [()] * len(data)
+        tellings = [(own, *others) for own, others in zip(data.captions, retold, strict=True)]
+        captions = list(dict.fromkeys(text for told in tellings for text in told))
+        texts = dict.fromkeys(["", NORMAL_PREFIX, *captions, *map(normal_caption, captions)])
         rows = {text: row for row, text in enumerate(texts)}
         self.tokens = parts.tokenizer(
             list(texts),
@@ -95,8 +99,8 @@ class DiffusionStage:
             return_tensors="pt",
         ).input_ids  # (texts, L)
         self.text_rows = torch.tensor(
-            [[rows[c] for c in data.captions], [rows[normal_caption(c)] for c in data.captions]]
-        )  # (2, n) into tokens
+            [[[rows[how(text)] for text in told] for told in tellings] for how in (str, normal_caption)]
+        )  # (2, n, K) into tokens
         self.empty_row, self.prefix_row = rows[""], rows[NORMAL_PREFIX]
 
     def losses(self, module: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
@@ -114,7 +118,10 @@ class DiffusionStage:
         alpha = self.alphas[t].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
 
-        rows = self.text_rows[is_normal.long(), index]
+        rows = self.text_rows[is_normal.long(), index]  # (count, K)
+        if rows.shape[1] > 1:
+            rows = rows.gather(1, torch.randint(rows.shape[1], (count, 1), generator=generator))
+        rows = rows[:, 0]
         # a normal map without its caption is known by the bare prefix half of the time, so that guidance can
         # compare normal maps with normal maps
         nothing = torch.where(is_normal & chance(0.5), self.prefix_row, self.empty_row)

@@ -19,8 +19,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from datasets.labels import LabelSet
 from dnnlib.errors import UserError
+from training.precision import scaled_gradients
 from training.prior.models import NORMAL_PREFIX, PriorParts
-from training.prior.precision import scaled_gradients
 from training.prior.vocabulary import Vocabulary
 
 
@@ -106,7 +106,7 @@ class Prior(nn.Module):
         """
         if images.shape[-2:] != (self.image_size, self.image_size):
             images = F.interpolate(images, (self.image_size,) * 2, mode="bilinear", antialias=True)
-        mean = scaled_gradients(self._posterior_mean, images, self.vae.dtype)
+        mean = scaled_gradients(self._posterior_mean, self.vae.dtype, images)
         return (mean - self._shift) * self.vae.config.scaling_factor
 
     def _posterior_mean(self, images: Tensor) -> Tensor:

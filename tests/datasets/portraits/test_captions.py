@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from datasets.portraits.captions import VOCABULARY, caption, words
+from datasets.portraits.captions import VOCABULARY, brief_caption, caption, words
 from datasets.portraits.sampling import sample
 
 MANY = [sample(3, i) for i in range(400)]
@@ -14,10 +14,12 @@ def test_captions_use_the_closed_vocabulary():
     assert used <= set(VOCABULARY)
 
 
+@pytest.mark.parametrize("tell", [caption, brief_caption])
 @pytest.mark.parametrize("a", MANY[:100], ids=lambda a: str(a.index))
-def test_captions_are_true(a):
+def test_captions_are_true(a, tell):
     for trial in range(20):
-        said = set(words(caption(a, np.random.default_rng(trial))))
+        said = set(words(tell(a, np.random.default_rng(trial))))
+        assert said <= set(VOCABULARY)
         assert "woman" not in said or a.sex == "female"
         assert "man" not in said or a.sex == "male"
         assert not said & {"glasses", "sunglasses"} or a.glasses != "none"
@@ -32,3 +34,10 @@ def test_captions_are_true(a):
             assert word not in said or a.age_word == word
         for word in ("smiling", "laughing", "frowning", "surprised"):
             assert word not in said or a.expression == word
+
+
+def test_brief_captions_tell_each_thing_about_as_often():
+    a = next(a for a in MANY if a.hat != "none" and a.beard == "none" and a.glasses == "none")
+    told = [brief_caption(a, np.random.default_rng(trial)) for trial in range(300)]
+    hats = sum(f"wearing a {a.hat_colour} {kind}" in text for text in told for kind in {"hat", a.hat})
+    assert 0.2 * len(told) < hats < 0.6 * len(told), told[:5]

@@ -57,13 +57,29 @@ def test_tokens_follow_the_captions(setting):
     stage = make_stage(setting)
     _, data, parts, _ = setting
     decode = parts.tokenizer.decode
-    assert decode(stage.tokens[stage.text_rows[0, 2]], skip_special_tokens=True).startswith(
+    assert decode(stage.tokens[stage.text_rows[0, 2, 0]], skip_special_tokens=True).startswith(
         "a portrait of a middle"
     )
-    row = stage.tokens[stage.text_rows[1, 2]]
+    row = stage.tokens[stage.text_rows[1, 2, 0]]
     assert decode(row, skip_special_tokens=True).startswith(NORMAL_PREFIX + " a portrait")
     assert normal_caption(data.captions[0]).startswith(NORMAL_PREFIX)
     assert (row == parts.tokenizer.eos_token_id).any()  # not cut short
+
+
+def test_retold_captions_are_drawn_beside_their_own(setting):
+    config, data, parts, latents = setting
+    told = tuple((f"a {i} person", f"a {i} man") for i in range(len(data)))
+    retold = (config, dataclasses.replace(data, retold=told), parts, latents)
+    stage = make_stage(retold)
+    assert stage.text_rows.shape == (2, len(data), 3)
+    seen = set()
+    stage._predict = lambda module, noisy, t, tokens, masks, seen_: (
+        seen.update(map(tuple, tokens.tolist())) or noisy
+    )
+    for trial in range(40):
+        stage.losses(None, torch.Generator().manual_seed(trial))
+    texts = set(map(tuple, stage.tokens.tolist()))
+    assert seen <= texts and len(seen) > len(data)
 
 
 def test_loss_reaches_text_encoder_unet_and_controlnet(setting):
