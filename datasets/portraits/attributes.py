@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,11 @@ class Attributes:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Attributes:
+        """What a set's attributes/ says; what the rendering added to it, such as the camera, is left out."""
+        return cls(**{item.name: record[item.name] for item in fields(cls) if item.name in record})
 
     @property
     def age_word(self) -> str:

@@ -73,7 +73,7 @@ def retell(folder: Path, names: list[str], count: int, samples: int) -> tuple[tu
         path = (folder / "attributes" / name).with_suffix(".json")
         if not path.is_file():
             raise UserError(f"retold captions need {path}: only rendered portraits know their attributes")
-        attributes = Attributes(**read_json(path))
+        attributes = Attributes.from_json(read_json(path))
         rng = np.random.default_rng(attributes.seed)
         told.append(tuple((brief_caption if i % 2 else caption)(attributes, rng) for i in range(count)))
     return tuple(told[i % len(told)] for i in range(samples))

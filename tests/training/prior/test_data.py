@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from datasets.labels import label_set
+from datasets.masked_images import MaskedImages
+from datasets.portraits import BUNDLED
 from dnnlib.errors import UserError
-from training.prior.data import read_data, smooth_normals
+from training.prior.data import read_data, retell, smooth_normals
 
 
 def test_set_and_its_mirror_images(tiny_config):
@@ -46,3 +48,13 @@ def test_normals_are_smoothed_within_a_class_only():
 def test_no_data_is_one_clear_line(tiny_config):
     with pytest.raises(UserError, match="--data"):
         read_data(dataclasses.replace(tiny_config, data=""))
+
+
+def test_pictures_are_told_anew_from_their_attributes(tmp_path):
+    names = MaskedImages(BUNDLED, None, "ffhq-mask", 64).names[:3]
+    told = retell(BUNDLED, names, 4, 6)
+    assert [len(each) for each in told] == [4] * 6
+    assert told[0] == told[3] and told[0] != told[1]  # a mirror image has its picture's captions
+    assert all(len(text.split()) < 9 for each in told for text in each[1::2])  # the brief ones
+    with pytest.raises(UserError, match="retold captions need .*attributes"):
+        retell(tmp_path, names, 4, 6)
