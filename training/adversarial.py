@@ -113,8 +113,6 @@ class AdversarialPhase:
             beta.fill_(lowered_beta(beta.item(), config.schedule, config.batch))
         decay = average_decay(config.ema_kimg, config.ema_rampup, images, config.batch)
         update_average(models.average, models.generator, decay)
-        if self.reconstruction:
-            self.reconstruction.whiten_when_due(images, images + self.batch, self.generator_updater)
         self.steps += 1
 
     def finish(self) -> None:

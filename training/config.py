@@ -174,7 +174,7 @@ class WarmStartConfig:
     beta: float = 0.0  # beta falls to this over the first beta_kimg; 0: left alone
     beta_kimg: float = 5.0
     divergence: float = 5e-4  # weight of the latents' divergence from the standard normal, in nats
-    whiten_kimg: float = 0.0  # every so often all latents together are made standard normal; 0: never
+    whiten_kimg: float = 0.0  # so often, and at the end, latents together are made standard normal; 0: never
     aggregate: float = 0.0  # weight of the distance of all latents' moments from the standard normal's
     image: float = 1.0  # weight of the L1 of image and raw image
     perceptual: float = 0.0  # weight of the multi-scale gradient difference

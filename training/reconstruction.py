@@ -18,7 +18,6 @@ from training import losses
 from training.generator import Rendering
 from training.networks.encoder import Posterior
 from training.phases import Context, Term
-from training.schedules import crossed
 from training.updates import Updater, forget
 from training.views import one_hot, reduce
 from training.whitening import Moments, aggregate_distance, whiten
@@ -52,14 +51,9 @@ class Reconstruction:
         self.moments.observe(posterior)
         return posterior
 
-    def whiten_when_due(self, before: int, after: int, generator: Updater) -> None:
-        """Makes all latents together standard normal each time that the phase's images pass a multiple of
-        ``whiten_kimg``.
-
-        What the optimisers remember of the layers that write and read latents begins anew.
-        """
-        if not crossed(before, after, self.config.whiten_kimg):
-            return
+    def whiten(self, generator: Updater) -> None:
+        """Makes all latents together standard normal. What the optimisers remember of the layers that write
+        and read latents begins anew; ``generator`` is the generator's."""
         generators = (self.models.generator, self.models.average)
         whiten(self.moments, self.encoder, [each.mapping for each in generators])
         forget(self.updater.optimiser, self.encoder.head.parameters())

@@ -13,7 +13,7 @@ from datasets.masked_images import Batch
 from training.generator import Want
 from training.phases import Context, Term, geometry_terms, local_batch, passes, total
 from training.reconstruction import BETAS, Reconstruction
-from training.schedules import average_decay, moment
+from training.schedules import average_decay, crossed, moment
 from training.updates import Updater, update_average
 
 
@@ -54,10 +54,14 @@ class WarmStartPhase:
         self.steps += 1
         decay = average_decay(config.ema_kimg, config.ema_rampup, images, self.batch)
         update_average(context.models.average, context.models.generator, decay)
-        self.reconstruction.whiten_when_due(images, images + self.batch, self.updater)
+        if crossed(images, images + self.batch, self.config.whiten_kimg):
+            self.reconstruction.whiten(self.updater)
 
     def finish(self) -> None:
-        """The adversarial phase goes on from the average: smoother than the weights of the last step."""
+        """The adversarial phase goes on from the average, which is smoother than the weights of the last step,
+        and with latents that are standard normal, as those are that it draws."""
+        if self.config.whiten_kimg and self.steps:
+            self.reconstruction.whiten(self.updater)
         self.context.models.generator.load_state_dict(self.context.models.average.state_dict())
 
     @torch.no_grad()
