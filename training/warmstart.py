@@ -58,8 +58,8 @@ class WarmStartPhase:
             self.reconstruction.whiten(self.updater)
 
     def finish(self) -> None:
-        """The adversarial phase goes on from the average, which is smoother than the weights of the last step,
-        and with latents that are standard normal, as those are that it draws."""
+        """The adversarial phase goes on from the average, which is smoother than the last step's weights, and
+        with latents that are standard normal, as those are that it draws."""
         if self.config.whiten_kimg and self.steps:
             self.reconstruction.whiten(self.updater)
         self.context.models.generator.load_state_dict(self.context.models.average.state_dict())
