@@ -8,6 +8,7 @@ import click
 
 from dnnlib.errors import UserError, user_errors
 from torch_utils.device import choose_device
+from training.acceleration import Acceleration
 from training.benchmark.run import GROUPS, ROOT, Options, run, save
 
 
@@ -28,6 +29,8 @@ from training.benchmark.run import GROUPS, ROOT, Options, run, save
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the CPU.", show_default="torch's own")
 @click.option("--shrink", type=click.IntRange(1, 64), default=1, help="Divide sizes, to try it out.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write all figures here as well.")
+@click.option("--half", is_flag=True, help="Views and edits with --half of generate.py; CUDA only.")
+@click.option("--compile", "compiled", is_flag=True, help="Views and edits with --compile of generate.py.")
 @click.option("--device", help="cpu, cuda, cuda:1 ...", show_default="cuda where there is one")
 @user_errors
 def main(
@@ -43,6 +46,8 @@ def main(
     threads: int | None,
     shrink: int,
     path: Path | None,
+    half: bool,
+    compiled: bool,
     device: str | None,
 ) -> None:
     """Time views, training steps, an edit's step and each native operation, and compare them with the speed
@@ -50,6 +55,8 @@ def main(
     config = Path(cfg) if Path(cfg).suffix in (".yaml", ".yml") else ROOT / "configs" / f"{cfg}.yaml"
     if not config.is_file():
         raise UserError(f"--cfg {cfg}: {config} is not there")
+    chosen, acceleration = choose_device(device), Acceleration(compile=compiled, half=half)
+    acceleration.check(chosen)
     options = Options(
         groups=only or GROUPS,
         config=config,
@@ -61,7 +68,8 @@ def main(
         edit_settings=overrides,
         repetitions=repetitions,
         threads=threads,
-        device=choose_device(device),
+        device=chosen,
+        acceleration=acceleration,
         shrink=shrink,
     )
     found, rows = run(options, click.echo)

@@ -11,6 +11,7 @@ import click
 from dnnlib import config as config_files
 from dnnlib.errors import UserError, user_errors
 from torch_utils.device import choose_device
+from training.acceleration import Acceleration
 from training.distillation import OBJECTIVES
 from training.editing.session import EditOptions, SourceOptions, export_mask, run_edit
 from training.editing.settings import EditSettings
@@ -50,6 +51,13 @@ _FILE = click.Path(path_type=Path)
 @click.option("--guidance", type=float, default=7.5, help="How strongly the prompt pulls.")
 @click.option("--seed-noise", type=int, default=0, help="Seed of the optimisation's noise and views.")
 @click.option("--device", help="cpu, cuda, cuda:1 ...", show_default="cuda where there is one")
+@click.option("--half", is_flag=True, help="Super-resolution in float16: faster on CUDA, refused elsewhere.")
+@click.option(
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="Compile the networks: for many pictures on CUDA; on a CPU it takes longer than it saves.",
+)
 @click.option(
     "--set", "overrides", multiple=True, metavar="A.B=C", help="Any field of training/editing/settings.py."
 )
@@ -76,6 +84,8 @@ def main(
     guidance: float,
     seed_noise: int,
     device: str | None,
+    half: bool,
+    compiled: bool,
     overrides: tuple[str, ...],
 ) -> None:
     """Edit a 3D portrait: repaint its mask, say what it should become.
@@ -84,7 +94,8 @@ def main(
     python edit.py --seed 3 --export-mask m.png        writes m.png, to repaint
     python edit.py --seed 3 --mask m.png --prompt "a woman wearing a red hat"
     """
-    source = SourceOptions(network, seed, latent, trunc, yaw, pitch, device=choose_device(device))
+    acceleration = Acceleration(compile=compiled, half=half)
+    source = SourceOptions(network, seed, latent, trunc, yaw, pitch, choose_device(device), acceleration)
     if export_mask is not None:
         _export(source, export_mask)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import imageio.v2 as imageio
@@ -15,6 +16,7 @@ from PIL import Image
 
 from datasets.labels import label_set, read_mask, write_mask
 from edit import main
+from training.acceleration import Acceleration
 from training.config import GeneratorConfig
 from training.editing.export import load_edit
 from training.generator import Generator
@@ -177,6 +179,7 @@ def test_a_larger_mask_is_resized_with_a_note(edited, models: Path, tmp_path: Pa
         (("--export-mask", "m.png", "--latent", "absent.npz"), "cannot read the latent"),
         (("--export-mask", "m.png", "--device", "nowhere"), "try --device cpu"),
         (("--mask", "m.png", "--prompt", "x", "--set", "stps=3"), "steps"),
+        (("--mask", "m.png", "--prompt", "x", "--half"), "--half needs a CUDA device"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(models: Path, monkeypatch, options, message) -> None:
@@ -210,6 +213,18 @@ def test_an_unpainted_mask_with_named_classes_edits_their_look(edited, models: P
     result = run(models, "--seed", 3, *options, *FAST)
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "report.json").read_text())["classes"] == [present]
+
+
+def test_a_compiled_edit_is_the_same(edited, models: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("edit.Acceleration", partial(Acceleration, backend="eager"))  # traced alone
+    mask, out, _ = edited
+    prompt = ("--prompt", "a person wearing a red hat", "--outdir", tmp_path)
+    result = run(models, "--seed", 3, "--mask", mask, *prompt, *FAST, "--compile")
+    assert result.exit_code == 0, result.output
+    losses = [json.loads((folder / "report.json").read_text())["losses"] for folder in (out, tmp_path)]
+    for plain, compiled in zip(*losses, strict=True):
+        assert compiled == pytest.approx(plain, rel=1e-3, abs=1e-5)
+    assert load_edit(tmp_path).region.share == load_edit(out).region.share
 
 
 def test_an_edit_of_another_network_is_not_opened(edited, models: Path, tmp_path: Path) -> None:

@@ -85,3 +85,9 @@ def test_what_are_no_seeds(text: str) -> None:
 def test_a_missing_network_is_one_line(tmp_path: Path) -> None:
     result = run(tmp_path / "absent.safetensors", "--seeds", "0")
     assert result.exit_code == 2 and len(result.output.strip().splitlines()) == 1
+
+
+def test_half_on_a_cpu_is_one_line(network: Path, tmp_path: Path) -> None:
+    result = run(network, "--seeds", "0", "--outdir", tmp_path / "o", "--half")
+    assert result.exit_code == 2 and len(result.output.strip().splitlines()) == 1
+    assert "--half needs a CUDA device" in result.output and not (tmp_path / "o").exists()

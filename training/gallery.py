@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from datasets.labels import label_set, write_mask
 from dnnlib.errors import UserError
+from training.acceleration import Acceleration, open_accelerated
 from training.mesh import extract_mesh, write_mesh
-from training.network_source import open_network
 from training.pictures import (
     depth_to_uint8,
     look,
@@ -62,10 +62,11 @@ def generate(
     video: bool = False,
     mesh: bool = False,
     device: str = "cpu",
+    acceleration: Acceleration | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """seedNNNN.png with its mask, normals and depth per seed, and grid.png; on request .mp4, .ply, .glb."""
-    generator = open_network(network, device)
+    generator = open_accelerated(network, device, acceleration or Acceleration())
     if not generator.parts:
         say("this generator has no parts (a plain EG3D model): pictures, normals and depth, but no masks")
     camera = camera_at(generator, yaw, pitch)

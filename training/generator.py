@@ -23,6 +23,7 @@ from training.networks.decoder import TriplaneDecoder
 from training.networks.mapping import MappingNetwork
 from training.networks.superresolution import SuperResolution
 from training.networks.synthesis import PlaneSynthesis
+from training.precision import scaled_gradients
 from training.rendering.cameras import split_label
 from training.rendering.rays import camera_rays
 from training.rendering.renderer import RaySamples, RenderOptions, VolumeRendering, render
@@ -204,12 +205,12 @@ class Generator(nn.Module):
         if not want.image:
             return raw
         features = raw.features_raw
-        image = recompute.call(self.superresolution, raw.image_raw, features, ws, again=checkpointing)
+        image = enlarge(self.superresolution, raw.image_raw, features, ws, again=checkpointing)
         mask = None
         if want.mask and self.parts:
             # Colour features must not be bent to serve the mask: they enter its super-resolution detached.
             inputs = raw.mask_raw, features.detach(), ws
-            mask = recompute.call(self.superresolution_semantic, *inputs, again=checkpointing)
+            mask = enlarge(self.superresolution_semantic, *inputs, again=checkpointing)
         return replace(raw, image=image, mask=mask)
 
     def _to_images(self, volume: VolumeRendering, camera: Tensor, resolution: int) -> Rendering:
@@ -249,6 +250,20 @@ class Generator(nn.Module):
         generator = cls(config_files.load(GeneratorConfig, meta["config"]))
         generator.load_state_dict(tensors)
         return generator.eval().requires_grad_(False).to(device)
+
+
+def enlarge(network: SuperResolution, raw: Tensor, features: Tensor, ws: Tensor, *, again: bool) -> Tensor:
+    """Raw picture (N, K, r, r) and features (N, F, r, r) to (N, K, H, H); ``again`` as :func:`recompute.call`
+    has it.
+
+    A frozen network in float16, as an edit and an inversion have it, keeps small gradients by scaling them:
+    those of a mean over 512 x 512 pixels are smaller than what float16 holds. Where the network itself learns
+    its weights need gradients too, and float16 has those of published training, unscaled.
+    """
+    frozen = not any(parameter.requires_grad for parameter in network.parameters())
+    if network.use_fp16 and frozen:
+        return scaled_gradients(network, torch.float16, raw, features, ws)
+    return recompute.call(network, raw, features, ws, again=again)
 
 
 def view_space(normals: Tensor, camera: Tensor) -> Tensor:

@@ -138,9 +138,14 @@ def _processor() -> str:
 def flops(work: Callable[[], object]) -> int:
     """Floating-point operations of the convolutions and matrix products of one run of ``work``.
 
-    By the references: torch does not know what native operations hold. Recomputation counts as well.
+    By the references, uncompiled: torch does not know what native operations and compiled ones hold.
+    Recomputation counts as well.
     """
-    with patch.dict(extension.AUTO, clear=True), _Counter() as counter:
+    with (
+        torch.compiler.set_stance("force_eager"),
+        patch.dict(extension.AUTO, clear=True),
+        _Counter() as counter,
+    ):
         work()
     return counter.total
 

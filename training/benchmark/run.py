@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dnnlib import config as config_files
 from dnnlib.files import write_json
+from training.acceleration import Acceleration
 from training.benchmark import operations, work
 from training.benchmark.measure import (
     Machine,
@@ -41,6 +42,7 @@ class Options:
     repetitions: int = 5
     threads: int | None = None
     device: str = "cpu"
+    acceleration: Acceleration = Acceleration()  # of views and edits
     shrink: int = 1  # divides the sizes of the operations and of the machine's own measurement, for tests
 
 
@@ -112,12 +114,14 @@ def _work_rows(options: Options, group: str, found: Machine) -> Iterator[Row]:
     config = config_files.load(TrainConfig, options.config)
     device = options.device
     if group == "views":
-        works = work.views(config, device, options.raw_resolutions or (config.generator.raw_resolution,))
+        resolutions = options.raw_resolutions or (config.generator.raw_resolution,)
+        works = work.views(config, device, resolutions, options.acceleration)
     elif group == "training":
         works = work.training_steps(config, device, batch=options.batch or config.batch)
     else:
         settings = config_files.load(EditSettings, {}, options.edit_settings)
-        works = work.edit_steps(options.network, options.prior, options.controlnet, settings, device)
+        models = options.network, options.prior, options.controlnet
+        works = work.edit_steps(*models, settings, device, options.acceleration)
     for each in works:
         seconds = repeat(each.run, options.repetitions, device)
         peak = peak_mb(device)  # before the references run, which need more

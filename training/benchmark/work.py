@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 from datasets.masked_images import Batch
+from training.acceleration import Acceleration, accelerate, compile_modules, open_accelerated
 from training.adversarial import AdversarialPhase, draw_scenes
 from training.config import TrainConfig
 from training.curves import Curves
 from training.editing.region import EditRequest
 from training.editing.settings import EditSettings
 from training.generator import Generator
-from training.network_source import open_network
 from training.phases import Context, build_models
 from training.pictures import look, ray_chunk
 from training.scene import camera_at, class_map, latent_of_seed, scene_of, ws_of_latent
@@ -33,9 +33,11 @@ class Work:
     items: int = 1  # pictures that one run makes or trains on
 
 
-def views(config: TrainConfig, device: str, raw_resolutions: tuple[int, ...]) -> Iterator[Work]:
+def views(
+    config: TrainConfig, device: str, raw_resolutions: tuple[int, ...], acceleration: Acceleration
+) -> Iterator[Work]:
     """A view of an untrained generator, everything included: mapping, planes, rendering, super-resolution."""
-    generator = Generator(config.generator).eval().requires_grad_(False).to(device)
+    generator = accelerate(Generator(config.generator).eval().requires_grad_(False).to(device), acceleration)
     camera = camera_at(generator, 0.0, 0.0)
     z, chunk = latent_of_seed(generator, 0), ray_chunk(camera.device)
 
@@ -92,14 +94,19 @@ def training_steps(config: TrainConfig, device: str, *, batch: int) -> Iterator[
 
 
 def edit_steps(
-    network: Path, prior: str, controlnet: str | None, settings: EditSettings, device: str
+    network: Path,
+    prior: str,
+    controlnet: str | None,
+    settings: EditSettings,
+    device: str,
+    acceleration: Acceleration,
 ) -> Iterator[Work]:
     """Steps of an edit that makes another class of the largest one; every second one distils normals too."""
     # here, so that a view's memory does not count libraries that only edits load
     from training.editing.optimise import EditOptimiser
     from training.prior import load_prior
 
-    generator = open_network(network, device)
+    generator = open_accelerated(network, device, acceleration)
     with torch.no_grad():
         scene = scene_of(generator, ws_of_latent(generator, latent_of_seed(generator, 0), 0.7))
         camera = camera_at(generator, 0.0, 0.0)
@@ -112,6 +119,7 @@ def edit_steps(
     )
     loaded = load_prior(prior, controlnet, device=device)
     optimiser = EditOptimiser(scene, loaded, request, "a person with a hat", "a person", settings)
+    compile_modules(acceleration, optimiser.portrait.learned.synthesis)
 
     def two_steps() -> None:
         optimiser.step(0)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from datasets.labels import LabelSet, label_set, read_mask, write_mask
 from dnnlib import config as config_files
 from dnnlib.errors import UserError
+from training.acceleration import Acceleration, compile_modules, open_accelerated
 from training.editing.export import save_edit, write_meshes, write_pictures, write_video
 from training.editing.inversion import load_latent
 from training.editing.keep import Embeddings
@@ -31,7 +32,7 @@ from training.editing.report import (
 )
 from training.editing.settings import EditSettings
 from training.generator import Rendering
-from training.network_source import find_network, open_network
+from training.network_source import find_network
 from training.pictures import look, to_uint8, write_png
 from training.prior import PriorMemory, load_prior
 from training.scene import Scene, camera_at, class_map, latent_of_seed, scene_of, ws_of_latent
@@ -50,6 +51,7 @@ class SourceOptions:
     yaw: float = 0.0  # radians
     pitch: float = 0.0
     device: str = "cpu"
+    acceleration: Acceleration = Acceleration()
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Source:
 
 def open_source(options: SourceOptions) -> Source:
     """Loads the network and renders the portrait."""
-    generator = open_network(options.network, options.device)
+    generator = open_accelerated(options.network, options.device, options.acceleration)
     if not generator.parts:
         raise UserError(
             f"{options.network} is a plain EG3D generator: it has no masks, and an edit needs one; "
@@ -122,6 +124,8 @@ def run_edit(source_options: SourceOptions, options: EditOptions, say: Say) -> R
     optimiser = EditOptimiser(
         source.scene, prior, request, options.prompt, options.source_prompt, options.settings, clip
     )
+    # the copy that learns: copying drops what was compiled
+    compile_modules(source_options.acceleration, optimiser.portrait.learned.synthesis)
     prior.free_text_encoder()  # all prompts are embedded
     prepared = time.monotonic()
     result = _optimise(optimiser, options.settings.steps)

@@ -59,6 +59,7 @@ class SuperResolution(nn.Module):
         conv_clamp: float | None = None,
     ) -> None:
         super().__init__()
+        self.use_fp16 = use_fp16
         self.input_resolution = input_resolution
         self.num_blocks = len(channels)
         resolution = input_resolution
