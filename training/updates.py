@@ -76,7 +76,12 @@ class Updater:
         return self.optimiser.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
+        """What the optimiser remembers; rates and betas stay those of the configuration, which a resumed run
+        may have changed."""
+        own = [{name: group[name] for name in ("lr", "betas")} for group in self.optimiser.param_groups]
         self.optimiser.load_state_dict(state)
+        for group, options in zip(self.optimiser.param_groups, own, strict=True):
+            group.update(options)
 
 
 @torch.no_grad()

@@ -59,3 +59,15 @@ def test_frozen_lets_gradients_through():
     assert x.grad is not None
     assert layer.weight.grad is None
     assert layer.weight.requires_grad
+
+
+def test_a_resumed_optimiser_has_the_rate_of_its_configuration():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    before = Updater("x", [parameter], FiniteGuard(0), lr=0.1)
+    parameter.grad = torch.ones(3)
+    before.apply()
+    after = Updater("x", [parameter], FiniteGuard(0), lr=0.01, betas=(0.5, 0.9))
+    after.load_state_dict(before.state_dict())
+    (group,) = after.optimiser.param_groups
+    assert group["lr"] == 0.01 and group["betas"] == (0.5, 0.9)
+    assert after.optimiser.state[parameter]["step"] == 1
