@@ -51,7 +51,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--guidance", type=float, default=7.5, help="How strongly the prompt pulls.")
 @click.option("--seed-noise", type=int, default=0, help="Seed of the optimisation's noise and views.")
 @click.option("--device", help="cpu, cuda, cuda:1 ...", show_default="cuda where there is one")
-@click.option("--half", is_flag=True, help="Super-resolution in float16: faster on CUDA, refused elsewhere.")
+@click.option("--half", is_flag=True, help="Super-resolution in float16: for CUDA, refused elsewhere.")
 @click.option(
     "--compile",
     "compiled",

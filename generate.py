@@ -30,7 +30,7 @@ NETWORK = Path(__file__).resolve().parent / "pretrained" / "portraits-64.safeten
 @click.option("--video", is_flag=True, help="A turntable of each (.mp4).")
 @click.option("--mesh", is_flag=True, help="The surface of each, with vertex colours (.ply, .glb).")
 @click.option("--device", help="cpu, cuda, cuda:1 ...", show_default="cuda where there is one")
-@click.option("--half", is_flag=True, help="Super-resolution in float16: faster on CUDA, refused elsewhere.")
+@click.option("--half", is_flag=True, help="Super-resolution in float16: for CUDA, refused elsewhere.")
 @click.option(
     "--compile",
     "compiled",
