@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -12,7 +13,7 @@ from PIL import Image
 from dnnlib.errors import UserError
 from generate import main
 from training.config import GeneratorConfig
-from training.gallery import parse_seeds
+from training.gallery import parse_seeds, square
 from training.generator import Generator
 
 
@@ -91,3 +92,10 @@ def test_half_on_a_cpu_is_one_line(network: Path, tmp_path: Path) -> None:
     result = run(network, "--seeds", "0", "--outdir", tmp_path / "o", "--half")
     assert result.exit_code == 2 and len(result.output.strip().splitlines()) == 1
     assert "--half needs a CUDA device" in result.output and not (tmp_path / "o").exists()
+
+
+def test_many_portraits_are_shown_in_a_square() -> None:
+    pictures = [np.full((4, 4, 3), i, dtype=np.uint8) for i in range(14)]
+    page = square(pictures)
+    assert page.shape == (4 * 4 + 3 * 2, 4 * 4 + 3 * 2, 3)
+    assert page[0, 0, 0] == 0 and page[6, 0, 0] == 4 and (page[18:, 12:] == 255).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,7 @@ from training.scene import (
 )
 
 _MOST_SEEDS = 10_000  # '0-99999999' is a slip of the hand
+_LONGEST_ROW = 12  # seeds from which on a grid is hard to look at
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -65,7 +67,10 @@ def generate(
     acceleration: Acceleration | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """seedNNNN.png with its mask, normals and depth per seed, and grid.png; on request .mp4, .ply, .glb."""
+    """seedNNNN.png with its mask, normals and depth per seed, and grid.png; on request .mp4, .ply, .glb.
+
+    Of many seeds portraits.png shows the pictures alone, in a square.
+    """
     generator = open_accelerated(network, device, acceleration or Acceleration())
     if not generator.parts:
         say("this generator has no parts (a plain EG3D model): pictures, normals and depth, but no masks")
@@ -89,6 +94,14 @@ def generate(
             else:
                 write_mesh(surface, outdir / f"{name}.ply", outdir / f"{name}.glb")
     write_png(outdir / "grid.png", sheet(list(zip(*tiles, strict=True))))
+    if len(tiles) > _LONGEST_ROW:
+        write_png(outdir / "portraits.png", square([column[0] for column in tiles]))
+
+
+def square(pictures: list[np.ndarray]) -> np.ndarray:
+    """Equal pictures (H, W, 3) as a sheet of about as many rows as columns."""
+    columns = math.ceil(math.sqrt(len(pictures)))
+    return sheet([pictures[start : start + columns] for start in range(0, len(pictures), columns)])
 
 
 def _write_pictures(folder: Path, name: str, scene: Scene, camera) -> list[np.ndarray]:
