@@ -44,7 +44,7 @@ class Ablation:
 
     @property
     def folder(self) -> str:
-        return self.name.lower().replace(" ", "-")
+        return self.name.lower().replace(", ", "-").replace(" ", "-")
 
 
 ABLATIONS = (
