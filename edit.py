@@ -11,7 +11,7 @@ import click
 from dnnlib import config as config_files
 from dnnlib.errors import UserError, user_errors
 from torch_utils.device import choose_device
-from training.acceleration import Acceleration
+from training.acceleration import Acceleration, acceleration_options
 from training.distillation import OBJECTIVES
 from training.editing.session import EditOptions, SourceOptions, export_mask, run_edit
 from training.editing.settings import EditSettings
@@ -51,13 +51,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--guidance", type=float, default=7.5, help="How strongly the prompt pulls.")
 @click.option("--seed-noise", type=int, default=0, help="Seed of the optimisation's noise and views.")
 @click.option("--device", help="cpu, cuda, cuda:1 ...", show_default="cuda where there is one")
-@click.option("--half", is_flag=True, help="Super-resolution in float16: for CUDA, refused elsewhere.")
-@click.option(
-    "--compile",
-    "compiled",
-    is_flag=True,
-    help="Compile the networks: for many pictures on CUDA; on a CPU it takes longer than it saves.",
-)
+@acceleration_options
 @click.option(
     "--set", "overrides", multiple=True, metavar="A.B=C", help="Any field of training/editing/settings.py."
 )

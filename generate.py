@@ -8,7 +8,7 @@ import click
 
 from dnnlib.errors import user_errors
 from torch_utils.device import choose_device
-from training.acceleration import Acceleration
+from training.acceleration import Acceleration, acceleration_options
 from training.gallery import generate, parse_seeds
 
 NETWORK = Path(__file__).resolve().parent / "pretrained" / "portraits-64.safetensors"
@@ -30,13 +30,7 @@ NETWORK = Path(__file__).resolve().parent / "pretrained" / "portraits-64.safeten
 @click.option("--video", is_flag=True, help="A turntable of each (.mp4).")
 @click.option("--mesh", is_flag=True, help="The surface of each, with vertex colours (.ply, .glb).")
 @click.option("--device", help="cpu, cuda, cuda:1 ...", show_default="cuda where there is one")
-@click.option("--half", is_flag=True, help="Super-resolution in float16: for CUDA, refused elsewhere.")
-@click.option(
-    "--compile",
-    "compiled",
-    is_flag=True,
-    help="Compile the networks: for many pictures on CUDA; on a CPU it takes longer than it saves.",
-)
+@acceleration_options
 @user_errors
 def main(
     seeds: str,

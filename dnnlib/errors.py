@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import ParamSpec, TypeVar
 
 import click
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class UserError(Exception):
@@ -64,3 +65,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     known = list(known)
     near = nearest(word, known)
     return f"did you mean '{near}'?" if near else f"known are: {', '.join(known)}"
+
+
+def named(option: str, text: str | None, known: Mapping[str, T]) -> list[T]:
+    """What names separated by commas stand for, in their order; None: all of ``known``.
+
+    Raises UserError that names the option, and the nearest name to one that is not known.
+    """
+    if text is None:
+        return list(known.values())
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            raise UserError(f"{option}: there is no '{name}'; {did_you_mean(name, known)}")
+    return [known[name] for name in names]

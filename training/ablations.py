@@ -18,7 +18,7 @@ import click
 import numpy as np
 
 from datasets.labels import label_set
-from dnnlib.errors import UserError, user_errors
+from dnnlib.errors import UserError, named, user_errors
 from dnnlib.files import atomic_path
 from training import launch
 from training.generator import Generator
@@ -61,14 +61,7 @@ SCORES = ("fid", "swd", "mask_iou", "depth_warp", "mask_agreement", "identity", 
 
 def chosen_ablations(text: str | None) -> list[Ablation]:
     """Ablations by the names of their folders, separated by commas; None: all."""
-    if text is None:
-        return list(ABLATIONS)
-    known = {ablation.folder: ablation for ablation in ABLATIONS}
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in known:
-            raise UserError(f"--only: '{name}' is none of {', '.join(known)}")
-    return [known[name] for name in names]
+    return named("--only", text, {each.folder: each for each in ABLATIONS})
 
 
 def train(ablation: Ablation, cfg: str, data: str, folder: Path, overrides: Sequence[str]) -> None:

@@ -19,9 +19,11 @@ Results are those of float32 without compilation up to rounding: about 1e-3 of t
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import torch
 from torch import nn
 
@@ -50,6 +52,20 @@ class Acceleration:
                 f"--compile: torch.compile does not work here ({reason}); install what it lacks, "
                 "or leave --compile out"
             )
+
+
+def acceleration_options(command: Callable) -> Callable:
+    """--half and --compile of a command line, which gets them as ``half`` and ``compiled``."""
+    half = click.option(
+        "--half", is_flag=True, help="Super-resolution in float16: for CUDA, refused elsewhere."
+    )
+    compiled = click.option(
+        "--compile",
+        "compiled",
+        is_flag=True,
+        help="Compile the networks: for many pictures on CUDA; on a CPU it takes longer than it saves.",
+    )
+    return half(compiled(command))
 
 
 def open_accelerated(network: Path | str, device: torch.device | str, how: Acceleration) -> Generator:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dnnlib.errors import UserError, did_you_mean, one_line, user_errors
+from dnnlib.errors import UserError, did_you_mean, named, one_line, user_errors
 
 
 @click.command()
@@ -52,3 +52,11 @@ def test_an_error_from_a_worker_process_stays_one_line() -> None:
 def test_did_you_mean() -> None:
     assert did_you_mean("hiar", ["hair", "hat", "skin"]) == "did you mean 'hair'?"
     assert did_you_mean("zzz", ["hair", "hat"]) == "known are: hair, hat"
+
+
+def test_names_stand_for_things_in_their_order():
+    known = {"red": 1, "green": 2, "blue": 3}
+    assert named("--only", None, known) == [1, 2, 3]
+    assert named("--only", "blue, red", known) == [3, 1]
+    with pytest.raises(UserError, match="--only: there is no 'gren'; did you mean 'green'"):
+        named("--only", "red,gren", known)

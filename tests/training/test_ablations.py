@@ -24,7 +24,7 @@ def test_every_ablation_is_a_configuration_of_its_own() -> None:
 def test_ablations_are_chosen_by_folder() -> None:
     assert [each.name for each in chosen_ablations("no-sphere-start,full")] == ["no sphere start", "full"]
     assert chosen_ablations(",".join(each.folder for each in ABLATIONS)) == list(ABLATIONS)
-    with pytest.raises(UserError, match="'spheres' is none of full"):
+    with pytest.raises(UserError, match="there is no 'spheres'"):
         chosen_ablations("spheres")
 
 

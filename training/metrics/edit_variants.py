@@ -22,7 +22,7 @@ from PIL import Image
 
 from datasets.labels import LabelSet, label_set, read_mask
 from dnnlib import config as config_files
-from dnnlib.errors import UserError, user_errors
+from dnnlib.errors import UserError, named, user_errors
 from dnnlib.files import atomic_path
 from training.editing.settings import EditSettings
 from training.metrics.edit_runs import EditRun, chosen_cases, evaluate_edits
@@ -71,14 +71,7 @@ VARIANTS = (
 
 def chosen_variants(text: str | None) -> list[Variant]:
     """Variants by name, separated by commas; None: all."""
-    if text is None:
-        return list(VARIANTS)
-    known = {variant.name: variant for variant in VARIANTS}
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in known:
-            raise UserError(f"--variants: '{name}' is none of {', '.join(known)}")
-    return [known[name] for name in names]
+    return named("--variants", text, {each.name: each for each in VARIANTS})
 
 
 def differences(first: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]], score: str) -> np.ndarray:

@@ -37,7 +37,7 @@ def test_every_variant_is_a_setting_of_its_own() -> None:
 
 def test_variants_are_chosen_by_name() -> None:
     assert [v.name for v in chosen_variants("sds, cdgt")] == ["sds", "cdgt"]
-    with pytest.raises(UserError, match="'dss' is none of cdgt"):
+    with pytest.raises(UserError, match="--variants: there is no 'dss'"):
         chosen_variants("dss")
 
 
