@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dnnlib.errors import UserError
+from tests.published_files import SMALL
 from training import acceleration
 from training.acceleration import Acceleration, accelerate, compile_modules, in_half
 from training.config import GeneratorConfig
@@ -25,25 +26,7 @@ EAGER = Acceleration(compile=True, backend="aot_eager")  # traced and differenti
 @pytest.fixture
 def generator() -> Generator:
     """Random weights, 16 x 16 pictures, six classes."""
-    config = GeneratorConfig(
-        labels="catmask-hq",
-        resolution=16,
-        z_dim=8,
-        w_dim=8,
-        plane_resolution=4,
-        plane_channels=4,
-        channel_base=64,
-        channel_max=8,
-        decoder_width=8,
-        part_width=4,
-        feature_channels=4,
-        raw_resolution=8,
-        samples_coarse=6,
-        samples_fine=4,
-        sr_resolution=8,
-        sr_channels=(8,),
-    )
-    return Generator(config).eval().requires_grad_(False)
+    return Generator(SMALL).eval().requires_grad_(False)
 
 
 @pytest.fixture
