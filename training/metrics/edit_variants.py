@@ -46,6 +46,9 @@ SCORES = (  # of a case, in the order of the table
 )
 
 
+_DIGITS = {"depth_warp": 4}  # world units: thousandths of a head; 3 digits for all others
+
+
 @dataclass(frozen=True)
 class Variant:
     """Settings that differ from the default."""
@@ -95,10 +98,11 @@ def markdown(results: dict[str, list[dict[str, Any]]]) -> str:
     for name, scores in results.items():
         cells = []
         for score in SCORES:
-            cell = f"{np.mean([_value(each, score) for each in scores]):.3f}"
+            digits = _DIGITS.get(score, 3)
+            cell = f"{np.mean([_value(each, score) for each in scores]):.{digits}f}"
             if name != first_name:
                 change = differences(first, scores, score)
-                cell += f" ({change.mean():+.3f} ± {standard_error(change):.3f})"
+                cell += f" ({change.mean():+.{digits}f} ± {standard_error(change):.{digits}f})"
             cells.append(cell)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
