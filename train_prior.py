@@ -30,8 +30,8 @@ from training.prior.train import train_prior
 )
 @click.option(
     "--base",
-    help="A small prior to start from; its autoencoder stays. Of --controlnet-only: its diffusion model, a "
-    "diffusers folder or a Hub name, as stable-diffusion-v1-5.",
+    help="A small prior to start from; its autoencoder stays unless --vae-kimg is given. Of "
+    "--controlnet-only: its diffusion model, a diffusers folder or a Hub name, as stable-diffusion-v1-5.",
 )
 @click.option("--masks", type=click.Path(), help="Masks of --controlnet-only, when --data has images alone.")
 @click.option("--device", help="Of --controlnet-only: cpu, cuda ...", show_default="cuda where there is one")
@@ -97,14 +97,12 @@ def main(
         folder = train_controlnet(config, base, outdir, resume, choose_device(device))
         click.echo(f"ControlNet: {folder}")
         return
-    options["autoencoder.optimiser.kimg"] = vae_kimg
+    options["autoencoder.optimiser.kimg"] = 0.0 if base and vae_kimg is None else vae_kimg
     config = config_files.load(PriorConfig, config_path or {}, [*_given(options), *overrides])
     if base and not (Path(base) / PRIOR_FILE).is_file():
         raise UserError(
             f"--base {base}: no small prior, there is no {PRIOR_FILE}; --controlnet-only takes others"
         )
-    if base and vae_kimg is not None:
-        raise UserError("--vae-kimg: the autoencoder of --base stays as it is")
     folder = train_prior(config, outdir, resume, Path(base) if base else None)
     click.echo(f"prior: {folder}")
 

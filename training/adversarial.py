@@ -19,6 +19,7 @@ from datasets.masked_images import Batch
 from training import augment, losses, recompute
 from training.config import TrainConfig
 from training.generator import Want
+from training.parsing import Parsing
 from training.phases import Context, Term, geometry_terms, local_batch, passes, total
 from training.reconstruction import Reconstruction
 from training.schedules import Moment, average_decay, lowered_beta, moment
@@ -67,6 +68,7 @@ class AdversarialPhase:
         self.steps = 0
         self.strength = augment.Strength(config.augment, context.device)
         self.reconstruction = Reconstruction(context) if config.warm_start.keep else None
+        self.parsing = Parsing(context) if config.loss.mask_parsing else None
         self.extras = self.reconstruction.extras if self.reconstruction else ()
         self.deterministic = False  # no random ray samples and noise: for tests that compare batches
         models, guard, betas = context.models, context.guard, config.adam_betas
@@ -105,6 +107,8 @@ class AdversarialPhase:
         reals = real_views(batch.image, batch.mask, config.generator.parts, now.raw_resolution)
         self.discriminator_gradients(reals, fakes, batch.camera, now)
         self._apply_discriminators()
+        if self.parsing:
+            self.parsing.learn(reals, config.batch)
         if self._due(config.loss.r1_every, config.loss.gamma):
             self.r1_gradients(reals, batch.camera, now)
             self._apply_discriminators()
@@ -120,7 +124,8 @@ class AdversarialPhase:
 
     def _generator_step(self, scenes: Scenes, now: Moment, batch: Batch) -> list[Views]:
         config, models = self.config, self.context.models
-        with frozen(models.discriminator, models.discriminator_mask):
+        judges = [models.discriminator, models.discriminator_mask]
+        with frozen(*judges, *([models.parser] if self.parsing else [])):
             fakes = self.generator_gradients(scenes, now, batch)
             self.generator_updater.apply()
             if self.reconstruction:
@@ -199,6 +204,8 @@ class AdversarialPhase:
             terms.append(
                 Term("generator/mask", config.mask_adversarial, losses.generator_adversarial(logits))
             )
+        if self.parsing:
+            terms.append(self.parsing.term(views))
         if posterior is not None:
             fit = self.reconstruction.terms(rendering, posterior, kept)
             terms += [Term(term.name, warm_start.keep_weight * term.weight, term.value) for term in fit]
@@ -318,6 +325,7 @@ class AdversarialPhase:
             "steps": self.steps,
             "strength": self.strength.state_dict(),
             "generator_optimiser": self.generator_updater.state_dict(),
+            **({"parsing": self.parsing.state_dict()} if self.parsing else {}),
             **(self.reconstruction.state_dict() if self.reconstruction else {}),
             "discriminator_optimisers": [updater.state_dict() for updater in self.discriminator_updaters],
         }
@@ -328,6 +336,8 @@ class AdversarialPhase:
         self.generator_updater.load_state_dict(state["generator_optimiser"])
         if self.reconstruction:
             self.reconstruction.load_state_dict(state)
+        if self.parsing and "parsing" in state:
+            self.parsing.load_state_dict(state["parsing"])
         for updater, saved in zip(
             self.discriminator_updaters, state["discriminator_optimisers"], strict=True
         ):

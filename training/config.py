@@ -99,6 +99,7 @@ class LossConfig:
     mask_adversarial: float = 0.1
     mask_sharpness: float = 0.0  # the mask discriminator sees softmaxes of this times the masks; 0: the masks
     mask_colour_blur: float = 0.0  # ... and pictures blurred by this share of their side
+    mask_parsing: float = 0.0  # generated pictures, read by a parser of true ones, against their own masks
     eikonal: float = 0.1
     eikonal_fraction: float = 1.0  # share of the ray samples, drawn at random, on which the gradient is taken
     minimal_surface: float = 0.05
@@ -195,6 +196,18 @@ class WarmStartConfig:
 
 
 @dataclass(frozen=True)
+class ParserConfig:
+    """The network behind ``loss.mask_parsing``: it learns masks from the true pictures of the adversarial
+    phase."""
+
+    resolution: int = 128  # larger pictures are reduced to this side
+    widths: tuple[int, ...] = (32, 64, 96)  # channels at a half, a quarter and an eighth of it
+    groups: int = 8  # of the group normalisation; divides every one of widths
+    lr: float = 0.001
+    warm_up_kimg: float = 4.0  # the loss's weight grows from 0 while the parser sees so many true pictures
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where pictures come from. Empty paths: the command line must give them."""
 
@@ -216,6 +229,7 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     sphere: SphereConfig = field(default_factory=SphereConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    parser: ParserConfig = field(default_factory=ParserConfig)
     data: DataConfig = field(default_factory=DataConfig)
     kimg: float = 25000.0  # length of the adversarial phase
     batch: int = 32  # images per step over all processes

@@ -214,6 +214,8 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self.context.guard.count = state["nonfinite"]
         for name, module in self.context.models.named().items():
+            if name == "parser" and name not in state["models"]:
+                continue  # the loss is new to this run: its parser starts untrained
             _load(module, state["models"][name], path)
         self._reenter_phase(state["phase"])
         if len(state["random"]) == distributed.world_size():

@@ -22,6 +22,7 @@ from training.field import Field, sdf_gradient
 from training.generator import CAMERA_DIM, Generator
 from training.networks.discriminator import DualDiscriminator
 from training.networks.encoder import Encoder
+from training.networks.unet import UNet
 from training.rendering.cameras import sample_cameras
 from training.rendering.renderer import RaySamples
 from training.updates import FiniteGuard, Updater, update_average
@@ -38,6 +39,7 @@ class Models:
     discriminator: nn.Module  # of pictures
     discriminator_mask: nn.Module  # of pictures with their masks
     encoder: Encoder | None = None  # of pictures with their masks to latents; None without a warm start
+    parser: UNet | None = None  # of pictures to masks; None without ``loss.mask_parsing``
 
     def named(self) -> dict[str, nn.Module]:
         return {name: module for name, module in vars(self).items() if module is not None}
@@ -61,7 +63,7 @@ def build_models(config: TrainConfig, device: torch.device) -> Models:
         for channels in (3, 3 + config.generator.parts)
     ]
     average = Generator(config.generator).requires_grad_(False).eval()
-    models = Models(generator, average, *discriminators, _build_encoder(config))
+    models = Models(generator, average, *discriminators, _build_encoder(config), _build_parser(config))
     average.load_state_dict(generator.state_dict())
     for module in models.named().values():
         module.to(device)
@@ -80,6 +82,12 @@ def _build_encoder(config: TrainConfig) -> Encoder | None:
         warm_start.encoder_width,
         warm_start.encoder_width_max,
     )
+
+
+def _build_parser(config: TrainConfig) -> UNet | None:
+    if not config.loss.mask_parsing:
+        return None
+    return UNet(config.generator.parts, config.parser.widths, config.parser.groups)
 
 
 @dataclass(frozen=True)

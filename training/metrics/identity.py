@@ -17,7 +17,8 @@ from datasets.labels import label_set
 from dnnlib import config as config_files
 from dnnlib.errors import UserError
 from torch_utils import checkpoint
-from training.metrics.reader import Encoder, Reader
+from training.metrics.reader import Reader
+from training.networks.unet import PictureEncoder
 
 FORMAT = "mate3d-identity-1"
 BUNDLED = Path(__file__).resolve().parents[2] / "pretrained" / "identity-64.safetensors"
@@ -45,7 +46,7 @@ class IdentityNet(nn.Module):
         super().__init__()
         self.config = config
         self.labels = label_set(config.labels)
-        self.encoder = Encoder(3, config.widths, config.groups)
+        self.encoder = PictureEncoder(3, config.widths, config.groups)
         self.leave = nn.Linear(4 * 4 * config.widths[-1], config.dim)
         face = torch.tensor([name in _FACE for name in self.labels.names])
         self.register_buffer("face", face, persistent=False)

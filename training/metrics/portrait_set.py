@@ -13,6 +13,7 @@ from torch import Tensor
 from datasets.masked_images import MaskedImages
 from dnnlib.errors import UserError
 from dnnlib.files import read_json
+from training.networks.unet import soften
 
 HELD_OUT = 0.1  # share of a set, at its end, that no network of this project is trained on
 
@@ -121,8 +122,7 @@ def varied(
 ) -> tuple[Tensor, Tensor]:
     """Each picture (N, 3, H, H) in [-1, 1] and mask (N, H, H), mirrored or not, shifted, perhaps softened.
 
-    Mirrored masks change their left and right classes. ``blur``: probability of halving the resolution, so
-    that what is learnt holds for the soft pictures of a young generator too.
+    Mirrored masks change their left and right classes. ``blur``: probability of halving the resolution.
     """
     n, side = len(images), images.shape[-1]
     flip = torch.rand(n, generator=source) < 0.5
@@ -136,11 +136,7 @@ def varied(
     masks = masks[which, rows[:, :, None], columns[:, None, :]]
     images = images.movedim(1, -1)[which, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
     if blur:
-        soft = torch.nn.functional.interpolate(
-            torch.nn.functional.avg_pool2d(images, 2), scale_factor=2.0, mode="bilinear"
-        )
-        chosen = torch.rand(n, generator=source) < blur
-        images = torch.where(chosen[:, None, None, None], soft, images)
+        images = soften(images, torch.rand(n, generator=source) < blur)
     return images, masks
 
 

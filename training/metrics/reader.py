@@ -1,12 +1,11 @@
 """The reader: a small network that finds a portrait's mask and attributes, trained on the synthetic set.
 
-A U-Net without its full-resolution level (pixels enter in squares of four channels, and leave so) gives a
-class for each pixel; the attributes are read off its features, colours off those of the region that has them.
+A U-Net gives a class for each pixel; the attributes are read off its features, colours off those of the
+region that has them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from dnnlib import config as config_files
 from dnnlib.errors import UserError
 from torch_utils import checkpoint
 from training.metrics.attributes import ATTRIBUTES
+from training.networks.unet import Parsed, UNet
 
 FORMAT = "mate3d-reader-1"
 BUNDLED = Path(__file__).resolve().parents[2] / "pretrained" / "reader-64.safetensors"
@@ -59,55 +59,14 @@ class Reading:
         return [{name: ATTRIBUTES[name][values[i]] for name, values in best.items()} for i in range(count)]
 
 
-class Block(nn.Module):
-    """Normalise, SiLU, 3 x 3 convolution, twice, beside the identity."""
-
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.GroupNorm(groups, channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.GroupNorm(groups, channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x)
-
-
-class Encoder(nn.Module):
-    """Pictures (N, C, H, H) to features at H / 2, H / 4, ...: one tensor per entry of ``widths``."""
-
-    def __init__(self, in_channels: int, widths: Sequence[int], groups: int) -> None:
-        super().__init__()
-        self.enter = nn.Conv2d(4 * in_channels, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths, widths[1:], strict=False)
-        )
-        self.blocks = nn.ModuleList(Block(width, groups) for width in widths)
-
-    def forward(self, pictures: Tensor) -> list[Tensor]:
-        x = self.blocks[0](self.enter(functional.pixel_unshuffle(pictures, 2)))
-        levels = [x]
-        for down, block in zip(self.down, self.blocks[1:], strict=True):
-            levels.append(block(down(levels[-1])))
-        return levels
-
-
-class Reader(nn.Module):
+class Reader(UNet):
     """Pictures in [-1, 1] of any size to a :class:`Reading` at the reader's own."""
 
     def __init__(self, config: ReaderConfig) -> None:
-        super().__init__()
+        labels, widths = label_set(config.labels), config.widths
+        super().__init__(labels.count, widths, config.groups)
         self.config = config
-        self.labels = label_set(config.labels)
-        widths = config.widths
-        self.encoder = Encoder(3, widths, config.groups)
-        self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in zip(widths, widths[1:], strict=False))
-        self.merge = nn.ModuleList(Block(width, config.groups) for width in widths[:-1])
-        self.leave = nn.Conv2d(widths[0], 4 * self.labels.count, 3, padding=1)
+        self.labels = labels
         seen = widths[0] + 3
         whole = 2 * widths[-1] + len(_REGIONS) * seen
         self.trunk = nn.Sequential(nn.Linear(whole, 128), nn.SiLU())
@@ -147,21 +106,17 @@ class Reader(nn.Module):
     def forward(self, images: Tensor) -> Reading:
         """(N, 3, H, H) in [-1, 1]."""
         images = self.resize(images).clamp(-1, 1)
-        levels = self.encoder(images)
-        x = levels[-1]
-        for up, merge, level in zip(list(self.up)[::-1], list(self.merge)[::-1], levels[-2::-1], strict=True):
-            x = merge(level + up(functional.interpolate(x, scale_factor=2.0, mode="bilinear")))
-        classes = functional.pixel_shuffle(self.leave(x), 2)
-        return Reading(classes, self._attributes(images, levels[-1], x, classes))
+        parsed = self.parse(images)
+        return Reading(parsed.classes, self._attributes(images, parsed))
 
-    def _attributes(self, images: Tensor, coarse: Tensor, fine: Tensor, classes: Tensor) -> dict[str, Tensor]:
-        probability = functional.avg_pool2d(classes.detach().softmax(1), 2)  # (N, P, h, h)
+    def _attributes(self, images: Tensor, parsed: Parsed) -> dict[str, Tensor]:
+        probability = functional.avg_pool2d(parsed.classes.detach().softmax(1), 2)  # (N, P, h, h)
         shares = torch.einsum("rp,nphw->nrhw", self.members, probability)
-        seen = torch.cat([functional.avg_pool2d(images, 2), fine], dim=1)
+        seen = torch.cat([functional.avg_pool2d(images, 2), parsed.fine], dim=1)
         sums = torch.einsum("nrhw,nchw->nrc", shares, seen)
         means = sums / (shares.sum((2, 3))[..., None] + 1.0)  # a region of no pixels has no colour
         by_region = dict(zip(_REGIONS, means.unbind(1), strict=True))
-        pooled = torch.cat([coarse.mean((2, 3)), coarse.amax((2, 3)), means.flatten(1)], dim=1)
+        pooled = torch.cat([parsed.coarse.mean((2, 3)), parsed.coarse.amax((2, 3)), means.flatten(1)], dim=1)
         trunk = self.trunk(pooled)
         logits = {name: head(trunk) for name, head in self.heads.items()}
         for name, region in _COLOUR_OF.items():

@@ -15,28 +15,17 @@ from training.metrics.attributes import ATTRIBUTES, HIDDEN, targets
 from training.metrics.portrait_set import PortraitSet, fit, read_set, to_float, varied
 from training.metrics.reader import Reader, ReaderConfig, Reading
 from training.metrics.segmentation import mean_iou
+from training.networks.unet import parsing_loss
 from training.views import one_hot
 
 
 def reading_loss(reading: Reading, masks: Tensor, attributes: Tensor) -> Tensor:
     """Cross-entropy and overlap of the pixels; a tenth each of that of the attributes (N, A) in sight."""
-    loss = functional.cross_entropy(reading.classes, masks) + overlap_loss(reading.classes, masks)
+    loss = parsing_loss(reading.classes, one_hot(masks, reading.classes.shape[1]))
     for logits, wanted in zip(reading.attributes.values(), attributes.unbind(1), strict=True):
         if (wanted != HIDDEN).any():
             loss = loss + 0.1 * functional.cross_entropy(logits, wanted, ignore_index=HIDDEN)
     return loss
-
-
-def overlap_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """``1 - 2 sum p y / (sum p + sum y)``, the mean over the classes in the batch (Milletari et al. 2016).
-
-    A lip counts as much as the hair here, as it does in a mean intersection over union.
-    """
-    wanted = one_hot(masks, logits.shape[1])
-    found = logits.softmax(1)
-    both, sums = ((found * wanted).sum((0, 2, 3)), (found + wanted).sum((0, 2, 3)))
-    present = wanted.amax((0, 2, 3)) > 0
-    return 1 - (2 * both / sums)[present].mean()
 
 
 def all_targets(pictures: PortraitSet) -> Tensor:

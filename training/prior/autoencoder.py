@@ -42,7 +42,7 @@ class AutoencoderStage:
         """One batch drawn with ``generator``; 'loss' is what is minimised."""
         vae: AutoencoderKL = module["vae"]
         count = self.config.optimiser.batch
-        index = torch.randint(len(self.data), (count,), generator=generator)
+        index = self.data.draw(count, generator)
         is_normal = torch.rand(count, generator=generator) < self.config.normals_share
         x = self.data.pictures(index, is_normal).contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(x).latent_dist

@@ -29,7 +29,7 @@ class OptimiserConfig:
 class AutoencoderOptimiserConfig(OptimiserConfig):
     """The same with the autoencoder's defaults."""
 
-    kimg: float = 14.0
+    kimg: float = 14.0  # 0: the autoencoder stays as it is
     batch: int = 8
     lr: float = 2e-3
     ema_kimg: float = 0.5
@@ -101,6 +101,7 @@ class PriorConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     seed: int = 0
     retold: int = 0  # further captions of each picture, told from its attributes/; half of them are brief
+    rare: float = 0.0  # pictures are drawn by the share of those with their rarest word, to minus this
     workers: int = 2  # processes that read the data set at the start
     minutes: float = (
         0.0  # stop cleanly after so much training; learning rates end at nothing then. 0: no limit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,9 @@ from datasets.portraits.captions import brief_caption, caption
 from dnnlib.errors import UserError
 from dnnlib.files import read_json
 from training.prior.config import PriorConfig
+from training.prior.vocabulary import split_words
+
+_RAREST = 0.03  # share of the pictures below which a word makes them no more frequent
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,16 @@ class PriorData:
     masks: Tensor  # (n, H, H) uint8 classes
     captions: tuple[str, ...]
     retold: tuple[tuple[str, ...], ...] = ()  # n tuples of as many further captions each, or none at all
+    weights: Tensor | None = None  # (n,) float32: how often each is drawn; None: all alike
 
     def __len__(self) -> int:
         return len(self.captions)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """(count,) int64: samples for a batch, with repetition."""
+        if self.weights is None:
+            return torch.randint(len(self), (count,), generator=generator)
+        return torch.multinomial(self.weights, count, replacement=True, generator=generator)
 
     def pictures(self, index: Tensor, is_normal: Tensor) -> Tensor:
         """(B, 3, H, H) float32 in [-1, 1]: the normal map where ``is_normal`` (B,), else the image."""
@@ -62,7 +74,23 @@ def read_data(config: PriorConfig) -> PriorData:
             f'{config.data}/dataset.json has no captions: it needs {{"captions": {{name: text}}}}'
         )
     retold = retell(Path(config.data), dataset.names, config.retold, len(captions)) if config.retold else ()
-    return PriorData(torch.cat(images), torch.cat(normals), torch.cat(masks), tuple(captions), retold)
+    told = [(own, *others) for own, others in zip(captions, retold or [()] * len(captions), strict=True)]
+    weights = rarity(told, config.rare) if config.rare else None
+    return PriorData(
+        torch.cat(images), torch.cat(normals), torch.cat(masks), tuple(captions), retold, weights
+    )
+
+
+def rarity(told: Sequence[Sequence[str]], power: float) -> Tensor:
+    """(n,) float32: for each of n pictures, told in several captions, ``share ** -power`` of its rarest word.
+
+    The share is that of the pictures that have the word in one of their captions. Words of less than
+    ``_RAREST`` weigh no more, or a few pictures would be all that is seen.
+    """
+    words = [set().union(*map(split_words, captions)) for captions in told]
+    having = Counter(word for found in words for word in found)
+    shares = [min((having[word] for word in found), default=len(told)) / len(told) for found in words]
+    return torch.tensor(shares).clamp_min(_RAREST) ** -power
 
 
 def retell(folder: Path, names: list[str], count: int, samples: int) -> tuple[tuple[str, ...], ...]:

@@ -80,7 +80,7 @@ class DiffusionStage:
         self, config: DiffusionConfig, data: PriorData, parts: PriorParts, latents: Tensor, labels: LabelSet
     ) -> None:
         self.config = config
-        self.masks = data.masks
+        self.data = data
         self.latents = latents  # (2, n, C, h, w), scaled to unit variance
         self.palette = torch.tensor(labels.palette, dtype=torch.float32) / 255
         self.alphas = parts.scheduler.alphas_cumprod
@@ -110,7 +110,7 @@ class DiffusionStage:
         def chance(share: float) -> Tensor:
             return torch.rand(count, generator=generator) < share
 
-        index = torch.randint(self.latents.shape[1], (count,), generator=generator)
+        index = self.data.draw(count, generator)
         is_normal = chance(self.config.normals_share)
         t = torch.randint(len(self.alphas), (count,), generator=generator)
         clean = self.latents[is_normal.long(), index]
@@ -126,7 +126,7 @@ class DiffusionStage:
         # compare normal maps with normal maps
         nothing = torch.where(is_normal & chance(0.5), self.prefix_row, self.empty_row)
         rows = torch.where(chance(self.config.drop_caption), nothing, rows)
-        masks = self.masks[index]
+        masks = self.data.masks[index]
         masks = torch.where(
             chance(self.config.coarse_mask).view(-1, 1, 1), coarsened(masks, generator), masks
         )

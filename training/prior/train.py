@@ -59,8 +59,8 @@ class PriorTraining:
         self.curves = Curves(outdir / "curves.jsonl")
 
     def run(self) -> Path:
-        """Train both stages; returns the folder of the finished prior. A base's autoencoder stays."""
-        if self.base is None:
+        """Train both stages; returns the folder of the finished prior."""
+        if self.config.autoencoder.optimiser.kimg or self.resumed:
             self._train_autoencoder()
         latents = self._scaled_latents()
         self._train_diffusion(latents)

@@ -8,7 +8,7 @@ from datasets.labels import label_set
 from datasets.masked_images import MaskedImages
 from datasets.portraits import BUNDLED
 from dnnlib.errors import UserError
-from training.prior.data import read_data, retell, smooth_normals
+from training.prior.data import rarity, read_data, retell, smooth_normals
 
 
 def test_set_and_its_mirror_images(tiny_config):
@@ -58,3 +58,11 @@ def test_pictures_are_told_anew_from_their_attributes(tmp_path):
     assert all(len(text.split()) < 9 for each in told for text in each[1::2])  # the brief ones
     with pytest.raises(UserError, match="retold captions need .*attributes"):
         retell(tmp_path, names, 4, 6)
+
+
+def test_pictures_are_drawn_by_the_rarest_word_of_all_their_captions():
+    told = [("a man",)] * 75 + [("a man", "a man with a hat")] * 24 + [("a man with a fez",)]
+    weights = rarity(told, 0.5)
+    shares = [1.0] * 75 + [0.24] * 24 + [0.03]  # 'hat' is told of 24 of 100; no word counts as rarer than 3 %
+    torch.testing.assert_close(weights, torch.tensor(shares) ** -0.5)
+    assert rarity([("",)], 1.0).tolist() == [1.0]

@@ -1,0 +1,66 @@
+"""A parser among the judges: it learns masks from true pictures and asks for them in generated ones.
+
+The mask discriminator sees whether masks fit their pictures, but by the method only the mask may answer to it
+(its RGB is detached), and one number for a picture says little about a pair of glasses. A parser says of each
+pixel what it looks like. It learns from the true pairs, beside the discriminators, and the generator is told
+where its picture does not look like its mask: there the picture changes, so a hat in the mask gets drawn.
+(OASIS, Sushko et al. 2021, makes its discriminator such a parser; here it stands beside them.)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from training.networks.unet import parsing_loss, soften
+from training.phases import Context, Term
+from training.updates import Updater
+from training.views import Views, one_hot, reduce
+
+_SOFTENED = 0.3  # share of the true pictures that the parser sees at half their resolution
+_BETAS = (0.9, 0.98)
+
+
+class Parsing:
+    """The parser of a run, its optimiser and its loss; see :class:`training.config.ParserConfig`."""
+
+    def __init__(self, context: Context) -> None:
+        self.config = context.config.parser
+        self.weight = context.config.loss.mask_parsing
+        self.parser = context.models.parser
+        self.curves = context.curves
+        self.seen = 0  # true pictures, over all processes
+        self.updater = Updater(
+            "parser", self.parser.parameters(), context.guard, lr=self.config.lr, betas=_BETAS
+        )
+
+    def learn(self, reals: Views, batch: int) -> None:
+        """A step on true pictures with their masks; ``batch``: how many they are over all processes."""
+        image, mask = self._seen(reals.image), self._seen(reals.mask)
+        chosen = torch.rand(len(image), device=image.device) < _SOFTENED
+        loss = parsing_loss(self.parser(soften(image, chosen)), (mask + 1) / 2)
+        loss.backward()
+        self.updater.apply()
+        self.seen += batch
+        self.curves.add("parser/true", loss)
+
+    def term(self, views: Views) -> Term:
+        """How far the parser's reading of generated pictures is from their own masks, which are detached.
+
+        The weight grows from nothing while the parser is young.
+        """
+        classes = one_hot(views.mask.argmax(1), views.mask.shape[1])
+        ready = min(1.0, self.seen / max(1.0, 1000 * self.config.warm_up_kimg))
+        value = parsing_loss(self.parser(self._seen(views.image)), self._seen(classes))
+        return Term("generator/parsing", self.weight * ready, value)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """Reduced to the parser's resolution where it is larger."""
+        return reduce(x, min(self.config.resolution, x.shape[-1]))
+
+    def state_dict(self) -> dict:
+        return {"seen": self.seen, "optimiser": self.updater.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.seen = state["seen"]
+        self.updater.load_state_dict(state["optimiser"])
