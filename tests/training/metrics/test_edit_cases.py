@@ -10,7 +10,7 @@ from datasets.portraits.captions import VOCABULARY, words
 from dnnlib.errors import UserError
 from training.editing.cases import CASES
 from training.metrics.attributes import claims
-from training.metrics.edit_cases import FIXED_CASES, bald, glasses
+from training.metrics.edit_cases import FIXED_CASES, bald, glasses, sunglasses
 from training.metrics.edit_runs import chosen_cases, summary
 
 LABELS = label_set("ffhq-mask")
@@ -57,6 +57,13 @@ def test_glasses_cover_skin_round_the_eyes_and_not_the_eyes(head: np.ndarray) ->
     blind = np.where(np.isin(head, [4, 5]), LABELS.index("skin"), head).astype(np.uint8)
     again = glasses(blind, LABELS) == LABELS.index("glasses")
     assert (again & new).sum() > 0.5 * new.sum()  # where the eyes should be
+
+
+def test_sunglasses_cover_the_eyes_too(head: np.ndarray) -> None:
+    painted, frame = sunglasses(head, LABELS), glasses(head, LABELS)
+    eyes = np.isin(head, [LABELS.index("left eye"), LABELS.index("right eye")])
+    assert eyes.any() and (painted[eyes] == LABELS.index("glasses")).all()
+    assert (painted == frame)[~eyes].all()
 
 
 def test_a_bald_head_has_skin_on_top_and_no_hair(head: np.ndarray) -> None:
