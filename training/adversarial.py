@@ -205,7 +205,7 @@ class AdversarialPhase:
                 Term("generator/mask", config.mask_adversarial, losses.generator_adversarial(logits))
             )
         if self.parsing:
-            terms.append(self.parsing.term(views))
+            terms += self.parsing.terms(views)
         if posterior is not None:
             fit = self.reconstruction.terms(rendering, posterior, kept)
             terms += [Term(term.name, warm_start.keep_weight * term.weight, term.value) for term in fit]

@@ -100,6 +100,7 @@ class LossConfig:
     mask_sharpness: float = 0.0  # the mask discriminator sees softmaxes of this times the masks; 0: the masks
     mask_colour_blur: float = 0.0  # ... and pictures blurred by this share of their side
     mask_parsing: float = 0.0  # generated pictures, read by a parser of true ones, against their own masks
+    mask_parsed: float = 0.0  # ... and their masks against what it reads
     eikonal: float = 0.1
     eikonal_fraction: float = 1.0  # share of the ray samples, drawn at random, on which the gradient is taken
     minimal_surface: float = 0.05

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from training.networks.unet import parsing_loss, soften
 from training.phases import Context, Term
+from training.reconstruction import mask_loss, pixel_weights
 from training.updates import Updater
 from training.views import Views, one_hot, reduce
 
@@ -22,11 +23,13 @@ _BETAS = (0.9, 0.98)
 
 
 class Parsing:
-    """The parser of a run, its optimiser and its loss; see :class:`training.config.ParserConfig`."""
+    """The parser of a run, its optimiser and its losses; see :class:`training.config.ParserConfig`."""
 
     def __init__(self, context: Context) -> None:
         self.config = context.config.parser
         self.weight = context.config.loss.mask_parsing
+        self.balance = context.config.warm_start.balance
+        self.weight_mask = context.config.loss.mask_parsed
         self.parser = context.models.parser
         self.curves = context.curves
         self.seen = 0  # true pictures, over all processes
@@ -44,15 +47,21 @@ class Parsing:
         self.seen += batch
         self.curves.add("parser/true", loss)
 
-    def term(self, views: Views) -> Term:
-        """How far the parser's reading of generated pictures is from their own masks, which are detached.
+    def terms(self, views: Views) -> list[Term]:
+        """How far the parser's reading of generated pictures is from their masks, and these from the reading.
 
-        The weight grows from nothing while the parser is young.
+        The first changes pictures and detaches masks, the second changes masks and detaches pictures. The
+        weights grow from nothing while the parser is young.
         """
-        classes = one_hot(views.mask.argmax(1), views.mask.shape[1])
         ready = min(1.0, self.seen / max(1.0, 1000 * self.config.warm_up_kimg))
-        value = parsing_loss(self.parser(self._seen(views.image)), self._seen(classes))
-        return Term("generator/parsing", self.weight * ready, value)
+        classes = one_hot(views.mask.argmax(1), views.mask.shape[1])
+        logits = self.parser(self._seen(views.image))
+        terms = [Term("generator/parsing", self.weight * ready, parsing_loss(logits, self._seen(classes)))]
+        if self.weight_mask:
+            read = one_hot(logits.argmax(1), classes.shape[1])
+            value = mask_loss(views, read, pixel_weights(read, self.balance))
+            terms.append(Term("generator/parsed_mask", self.weight_mask * ready, value))
+        return terms
 
     def _seen(self, x: Tensor) -> Tensor:
         """Reduced to the parser's resolution where it is larger."""

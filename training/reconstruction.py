@@ -19,7 +19,7 @@ from training.generator import Rendering
 from training.networks.encoder import Posterior
 from training.phases import Context, Term
 from training.updates import Updater, forget
-from training.views import one_hot, reduce
+from training.views import Views, one_hot, reduce
 from training.whitening import Moments, aggregate_distance, whiten
 
 _MASK_LOGITS = 5.0  # mask channels lie in [-1, 1]: times this they are the logits of the cross-entropy
@@ -148,7 +148,7 @@ def gradient_difference(difference: Tensor) -> Tensor:
     return value
 
 
-def mask_loss(rendering: Rendering, classes: Tensor, pixels: Tensor | None = None) -> Tensor:
+def mask_loss(rendering: Rendering | Views, classes: Tensor, pixels: Tensor | None = None) -> Tensor:
     """Cross-entropy of final and raw mask to one-hot classes (N, P, H, H), by the weights of the pixels
     (N, 1, H, H; None: all equal); raw targets are class shares."""
     pixels = torch.ones_like(classes[:, :1]) if pixels is None else pixels

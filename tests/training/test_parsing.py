@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def parsing(tiny) -> Parsing:
-    config = tiny("loss.mask_parsing=2", "parser.widths=[8,16]", "parser.lr=0.01", "parser.warm_up_kimg=0.2")
+    config = tiny(
+        "loss.mask_parsing=2",
+        "loss.mask_parsed=3",
+        "parser.widths=[8,16]",
+        "parser.lr=0.01",
+        "parser.warm_up_kimg=0.2",
+    )
     torch.manual_seed(1)
     return Parsing(Context(config, build_models(config, CPU), Curves(), FiniteGuard(0), CPU))
 
@@ -41,25 +48,30 @@ def test_it_learns_masks_and_asks_pictures_for_them(parsing):
         parsing.learn(half_and_half(4, parts), 4)
     assert parsing.seen == 240
     views = half_and_half(4, parts)
-    term = parsing.term(views)
-    assert term.weight == 2  # 240 of 200 pictures: fully grown
-    assert term.value < 0.5
-    turned = Views(views.image.flip(2), views.image_raw, views.mask, views.mask_raw)
-    assert parsing.term(turned).value > 3 * term.value
-    # a picture that follows the gradient comes to look like its mask; masks are only read
-    image, mask = turned.image.clone().requires_grad_(), turned.mask.clone().requires_grad_()
-    value = parsing.term(Views(image, turned.image_raw, mask, turned.mask_raw)).value
-    found, nothing = torch.autograd.grad(value, (image, mask), allow_unused=True)
-    assert nothing is None
-    changed = image.detach() - 0.2 * functional.normalize(found.flatten(1)).view_as(image) * 16
-    assert parsing.term(Views(changed, turned.image_raw, mask, turned.mask_raw)).value < value
+    right = parsing.terms(views)
+    assert [term.weight for term in right] == [2, 3]  # 240 of 200 pictures: fully grown
+    assert right[0].value < 0.5
+    image, mask = views.image.flip(2).requires_grad_(), views.mask.clone().requires_grad_()
+    turned = Views(image, views.image_raw, mask, views.mask_raw)
+    wrong = parsing.terms(turned)
+    assert all(bad.value > 3 * good.value for bad, good in zip(wrong, right, strict=True))
+    # of the first, pictures come to look like their masks; of the second, masks to say what pictures show
+    for term, follows, leads in ((wrong[0], "image", "mask"), (wrong[1], "mask", "image")):
+        tensors = {"image": image, "mask": mask}
+        found = torch.autograd.grad(term.value, tensors[follows], retain_graph=True)[0]
+        moved = {follows: tensors[follows] - 3 * functional.normalize(found.flatten(1)).view_as(found)}
+        after = parsing.terms(replace(turned, **moved))[wrong.index(term)]
+        assert after.value < term.value
+        assert (
+            torch.autograd.grad(term.value, tensors[leads], allow_unused=True, retain_graph=True)[0] is None
+        )
 
 
 def test_its_weight_grows_while_it_learns(parsing):
     views = half_and_half(4, 6)
-    assert parsing.term(views).weight == 0
+    assert [term.weight for term in parsing.terms(views)] == [0, 0]
     parsing.learn(views, 50)
-    assert parsing.term(views).weight == pytest.approx(2 * 50 / 200)
+    assert [term.weight for term in parsing.terms(views)] == pytest.approx([2 * 50 / 200, 3 * 50 / 200])
 
 
 def test_a_run_goes_on_with_its_parser_and_an_older_run_gets_a_new_one(tiny, tmp_path: Path):
