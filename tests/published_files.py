@@ -8,12 +8,14 @@ import types
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tests.tiny_generator import TINY_GENERATOR
 from training.config import GeneratorConfig
 from training.generator import Generator
 from training.networks.decoder import SURFACE_DENSITY
@@ -21,24 +23,8 @@ from training.published import published_tensors
 
 SOURCE = "raise SystemExit('embedded source must never run')\n"
 BUFFERS = ("resample_filter", "noise_const", "w_avg", "sigmoid_beta")
-SMALL = GeneratorConfig(
-    labels="catmask-hq",
-    resolution=16,
-    z_dim=6,
-    w_dim=8,
-    plane_resolution=8,
-    plane_channels=4,
-    channel_base=64,
-    channel_max=8,
-    decoder_width=8,
-    part_width=4,
-    feature_channels=4,
-    plane_projection="published",
-    raw_resolution=8,
-    samples_coarse=6,
-    samples_fine=4,
-    sr_resolution=8,
-    sr_channels=(8,),
+SMALL = replace(
+    TINY_GENERATOR, labels="catmask-hq", z_dim=6, plane_projection="published", marching="published"
 )
 RENDERING = {
     "clamp_mode": "softplus",

@@ -16,8 +16,8 @@ from PIL import Image
 
 from datasets.labels import label_set, read_mask, write_mask
 from edit import main
+from tests.tiny_generator import TINY_GENERATOR
 from training.acceleration import Acceleration
-from training.config import GeneratorConfig
 from training.editing.export import load_edit
 from training.generator import Generator
 from training.pictures import look, to_uint8
@@ -45,26 +45,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """network.safetensors and prior/: random weights, pictures of 16 x 16."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
-    generator = Generator(
-        GeneratorConfig(
-            resolution=16,
-            z_dim=8,
-            w_dim=8,
-            plane_resolution=8,
-            plane_channels=4,
-            channel_base=64,
-            channel_max=8,
-            decoder_width=8,
-            part_width=4,
-            feature_channels=4,
-            marching="sigma",
-            raw_resolution=8,
-            samples_coarse=6,
-            samples_fine=4,
-            sr_resolution=8,
-            sr_channels=(8,),
-        )
-    )
+    generator = Generator(TINY_GENERATOR)
     generator.save(folder / "network.safetensors")
     config = PriorConfig(
         resolution=16,

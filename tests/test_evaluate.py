@@ -15,32 +15,15 @@ from PIL import Image
 from datasets.portraits import BUNDLED, BUNDLED_VIEWS
 from dnnlib import config as config_files
 from evaluate import main
+from tests.tiny_generator import TINY_GENERATOR
 from training import loop
-from training.config import GeneratorConfig, TrainConfig
+from training.config import TrainConfig
 from training.curves import read_curves
 from training.generator import Generator
 from training.metrics import evaluation
 from training.prior.config import AutoencoderConfig, DiffusionConfig, PriorConfig, TextConfig
 from training.prior.models import build_parts, save_parts
 
-SIZES = {
-    "resolution": 16,
-    "z_dim": 8,
-    "w_dim": 8,
-    "plane_resolution": 8,
-    "plane_channels": 4,
-    "channel_base": 64,
-    "channel_max": 8,
-    "decoder_width": 8,
-    "part_width": 4,
-    "feature_channels": 4,
-    "marching": "sigma",
-    "raw_resolution": 8,
-    "samples_coarse": 6,
-    "samples_fine": 4,
-    "sr_resolution": 8,
-    "sr_channels": [8],
-}
 FAST = (
     "region.voxels=16",
     "keep_points=64",
@@ -68,8 +51,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """network.safetensors and prior/ with random weights; set/ and views/ are the bundled ones, smaller."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
-    config = config_files.load(GeneratorConfig, {"labels": "ffhq-mask", **SIZES})
-    Generator(config).save(folder / "network.safetensors")
+    Generator(TINY_GENERATOR).save(folder / "network.safetensors")
     prior = PriorConfig(
         resolution=16,
         autoencoder=AutoencoderConfig(channels=(8, 8, 16), groups=4),
@@ -132,7 +114,7 @@ def test_scores_are_those_of_the_cpu_on_a_gpu(models: Path) -> None:
 def test_the_training_log_has_the_numbers_of_the_command(models: Path, tmp_path: Path) -> None:
     """One kimg-crossing of a tiny run; its snapshot is measured again by the command."""
     settings = {
-        "generator": {"labels": "ffhq-mask", **SIZES},
+        "generator": config_files.to_dict(TINY_GENERATOR),
         "discriminator": {"channel_base": 64, "channel_max": 8, "group_size": 2},
         "schedule": {"raw_resolution": 8, "raw_resolution_final": 8},
         "sphere": {"steps": 2, "batch": 2, "points": 16},

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dnnlib.errors import UserError
 from generate import main
-from training.config import GeneratorConfig
+from tests.tiny_generator import TINY_GENERATOR
 from training.gallery import parse_seeds, square
 from training.generator import Generator
 
@@ -20,24 +20,7 @@ from training.generator import Generator
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    config = GeneratorConfig(
-        resolution=16,
-        z_dim=8,
-        w_dim=8,
-        plane_resolution=8,
-        plane_channels=4,
-        channel_base=64,
-        channel_max=8,
-        decoder_width=8,
-        part_width=4,
-        feature_channels=4,
-        raw_resolution=8,
-        samples_coarse=6,
-        samples_fine=4,
-        sr_resolution=8,
-        sr_channels=(8,),
-    )
-    generator = Generator(config)
+    generator = Generator(TINY_GENERATOR)
     path = tmp_path_factory.mktemp("models") / "network.safetensors"
     generator.save(path)
     return path

@@ -13,6 +13,7 @@ from PIL import Image
 
 from datasets.cameras import orbit_camera
 from datasets.masked_images import MaskedImages
+from tests.tiny_run import TINY_RUN
 from train_generator import main
 
 
@@ -22,33 +23,7 @@ def call(*arguments: str | Path) -> Result:
 
 def tiny_file(folder: Path) -> Path:
     """A configuration whose run takes seconds."""
-    config = {
-        "generator": {
-            "labels": "catmask-hq",
-            "resolution": 16,
-            "z_dim": 8,
-            "w_dim": 8,
-            "plane_resolution": 16,
-            "plane_channels": 4,
-            "channel_base": 128,
-            "channel_max": 8,
-            "decoder_width": 8,
-            "part_width": 4,
-            "feature_channels": 4,
-            "raw_resolution": 8,
-            "samples_coarse": 4,
-            "samples_fine": 4,
-            "sr_resolution": 8,
-            "sr_channels": [4],
-        },
-        "discriminator": {"channel_base": 128, "channel_max": 8},
-        "schedule": {"raw_resolution": 8, "raw_resolution_final": 8},
-        "sphere": {"steps": 2, "batch": 2, "points": 16},
-        "data": {"workers": 0},
-        "kimg": 0.008,
-        "batch": 4,
-        "log_kimg": 0.004,
-    }
+    config = {**TINY_RUN, "kimg": 0.008}
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(config))
     return path

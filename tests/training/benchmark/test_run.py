@@ -7,10 +7,12 @@ import os
 
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 
 import benchmark
 from dnnlib import config as config_files
+from tests.tiny_run import TINY_RUN
 from torch_utils import extension
 from training.benchmark import operations, work
 from training.benchmark import run as run_module
@@ -18,38 +20,11 @@ from training.benchmark.measure import Row, Spread, flops, in_own_process, machi
 from training.benchmark.run import ROOT, Options, line, run, save
 from training.config import TrainConfig
 
-TINY = """
-generator:
-  labels: ffhq-mask
-  resolution: 16
-  z_dim: 8
-  w_dim: 8
-  plane_resolution: 8
-  plane_channels: 4
-  channel_base: 64
-  channel_max: 8
-  decoder_width: 8
-  part_width: 4
-  feature_channels: 4
-  raw_resolution: 8
-  samples_coarse: 4
-  samples_fine: 4
-  sr_resolution: 8
-  sr_channels: [8]
-discriminator:
-  channel_base: 64
-  channel_max: 8
-schedule:
-  raw_resolution: 8
-  raw_resolution_final: 8
-batch: 2
-"""
-
 
 @pytest.fixture
 def tiny(tmp_path):
     path = tmp_path / "tiny.yaml"
-    path.write_text(TINY)
+    path.write_text(yaml.safe_dump({**TINY_RUN, "batch": 2}))
     return path
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.config import GeneratorConfig
+from tests.tiny_generator import TINY_GENERATOR
 from training.field import FieldValues
 from training.generator import Generator
 from training.rendering.cameras import frontal_camera
@@ -19,25 +19,7 @@ from training.rendering.cameras import frontal_camera
 def generator() -> Generator:
     """Random weights, 16 x 16 pictures, six classes."""
     torch.manual_seed(3)
-    config = GeneratorConfig(
-        labels="catmask-hq",
-        resolution=16,
-        z_dim=8,
-        w_dim=8,
-        plane_resolution=8,
-        plane_channels=4,
-        channel_base=64,
-        channel_max=8,
-        decoder_width=8,
-        part_width=4,
-        feature_channels=4,
-        marching="sigma",
-        raw_resolution=8,
-        samples_coarse=6,
-        samples_fine=4,
-        sr_resolution=8,
-        sr_channels=(8,),
-    )
+    config = replace(TINY_GENERATOR, labels="catmask-hq")
     generator = Generator(config).eval().requires_grad_(False)
     generator.decoder.part_shapes.bias2.copy_(torch.linspace(0.05, -0.05, generator.parts)[:, None])
     return generator

@@ -7,31 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.config import GeneratorConfig
+from tests.tiny_generator import TINY_GENERATOR
 from training.generator import Generator
 from training.metrics.clip import ClipConfig, PortraitClip, TowerConfig
 from training.metrics.identity import IdentityConfig, IdentityNet
 from training.metrics.reader import Reader, ReaderConfig
 
-TINY_GENERATOR = GeneratorConfig(
-    labels="ffhq-mask",
-    resolution=16,
-    z_dim=8,
-    w_dim=8,
-    plane_resolution=8,
-    plane_channels=4,
-    channel_base=64,
-    channel_max=8,
-    decoder_width=8,
-    part_width=4,
-    feature_channels=4,
-    marching="sigma",
-    raw_resolution=8,
-    samples_coarse=6,
-    samples_fine=4,
-    sr_resolution=8,
-    sr_channels=(8,),
-)
 WORDS = ("a", "person", "with", "red", "blue", "hair", "wearing", "hat", ",")
 
 
