@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dnnlib.errors import UserError, user_errors
+from dnnlib.files import make_folder
 from torch_utils.device import choose_device
 from training.acceleration import Acceleration
 from training.benchmark.run import GROUPS, ROOT, Options, run, save
@@ -72,9 +73,10 @@ def main(
         acceleration=acceleration,
         shrink=shrink,
     )
+    if path is not None:
+        make_folder(path.parent)  # before the work whose results go there
     found, rows = run(options, click.echo)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         save(path, options, found, rows)
         click.echo(f"wrote {path}")
 

@@ -38,7 +38,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--controlnet", help="ControlNet trained on masks, when the prior's folder has none.")
 @click.option("--attention-slicing", is_flag=True, help="Less memory for the prior, more time.")
 @click.option("--vae-tiling", is_flag=True, help="Less memory for the prior's autoencoder, slightly inexact.")
-@click.option("--seed", type=int, default=0, help="Whose portrait: the seed of its latent.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Whose portrait: the seed of its latent.")
 @click.option("--latent", type=_FILE, help="Its latent instead: .npz with ws, w or z.")
 @click.option("--trunc", type=float, default=0.7, help="Truncation of the latent.")
 @click.option("--yaw", type=float, default=0.0, help="Camera of the mask: radians, 0 is frontal.")
@@ -49,7 +49,9 @@ _FILE = click.Path(path_type=Path)
 @click.option("--objective", type=click.Choice([each.name for each in OBJECTIVES]), default="cdgt")
 @click.option("--steps", type=click.IntRange(min=1), default=200)
 @click.option("--guidance", type=float, default=7.5, help="How strongly the prompt pulls.")
-@click.option("--seed-noise", type=int, default=0, help="Seed of the optimisation's noise and views.")
+@click.option(
+    "--seed-noise", type=click.IntRange(min=0), default=0, help="Seed of the optimisation's noise and views."
+)
 @click.option("--device", help="cpu, cuda, cuda:1 ...", show_default="cuda where there is one")
 @acceleration_options
 @click.option(
@@ -121,12 +123,19 @@ def main(
 
 def _export(source: SourceOptions, path: Path) -> None:
     picture = export_mask(source, path)
-    who = f"--latent {source.latent}" if source.latent else f"--seed {source.seed}"
-    view = "".join(f" --{name} {v:g}" for name, v in (("yaw", source.yaw), ("pitch", source.pitch)) if v)
-    network = "" if source.network == NETWORK else f" --network {source.network}"
+    standard = SourceOptions(NETWORK)
+    given = {"--latent": source.latent} if source.latent else {"--seed": source.seed}
+    others = {
+        "--trunc": (source.truncation, standard.truncation),
+        "--yaw": (source.yaw, standard.yaw),
+        "--pitch": (source.pitch, standard.pitch),
+        "--network": (source.network, standard.network),
+    }
+    given |= {name: value for name, (value, usual) in others.items() if value != usual}
+    words = shlex.join(str(word) for pair in {**given, "--mask": path}.items() for word in pair)
     click.echo(
         f"wrote {path} and {picture}; repaint {path.name} without soft edges, then: "
-        f'python edit.py {who}{view} --mask {path}{network} --prompt "..."'
+        f'python edit.py {words} --prompt "..."'
     )
 
 

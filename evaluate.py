@@ -13,10 +13,12 @@ from datasets.labels import label_set
 from datasets.portraits import BUNDLED, BUNDLED_VIEWS
 from dnnlib import config as config_files
 from dnnlib.errors import UserError, user_errors
+from dnnlib.files import make_folder
 from torch_utils.device import choose_device
 from training.distillation import OBJECTIVES
 from training.editing.settings import EditSettings
 from training.gallery import parse_seeds
+from training.generator import Generator
 from training.metrics import evaluation
 from training.metrics.edit_runs import EditRun, chosen_cases, evaluate_edits
 from training.metrics.edits import EditJudges, score_true
@@ -27,7 +29,7 @@ from training.metrics.portrait_set import HELD_OUT, read_set
 from training.metrics.prior_samples import Sampling, evaluate_prior
 from training.metrics.reader import Reader
 from training.metrics.tables import Stopwatch, table, write_scores
-from training.network_source import open_network
+from training.network_source import find_network, open_network
 from training.prior import load_prior
 
 ROOT = Path(__file__).resolve().parent
@@ -42,12 +44,25 @@ def main() -> None:
     with."""
 
 
+@user_errors
+def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
+    """Says that a file cannot be written before the work whose results would go there."""
+    if path is not None:
+        make_folder(path.parent)
+    return path
+
+
 def _device_and_json(command: Callable) -> Callable:
     """Options that all have."""
     for option in (
         click.option("--device", help="cpu, cuda, cuda:1 ...", show_default="cuda where there is one"),
         click.option(
-            "--json", "json_path", type=_FILE, help="Write the scores here.", show_default="no file"
+            "--json",
+            "json_path",
+            type=_FILE,
+            callback=_writable,
+            help="Write the scores here.",
+            show_default="no file",
         ),
     ):
         command = option(command)
@@ -60,6 +75,13 @@ def _common(command: Callable) -> Callable:
         "--network", type=_FILE, default=NETWORK, help="Generator.", show_default="bundled"
     )
     return network(_device_and_json(command))
+
+
+def _open(network: Path, device: str) -> Generator:
+    generator = open_network(network, device)
+    if not generator.parts:
+        raise UserError(f"{network} is a plain EG3D generator: it has no masks, which the scores need")
+    return generator
 
 
 _DATA = click.option(
@@ -97,7 +119,7 @@ def quality(
 ) -> None:
     """Pictures against true ones (FID, KID, precision, recall, SWD), and masks against the pictures."""
     watch, device = Stopwatch(), choose_device(device)
-    generator = open_network(network, device)
+    generator = _open(network, device)
     halves = evaluation.true_halves(data, masks, generator.config, held_out)
     networks = evaluation.judges(features, generator.config.labels, device, click.echo)
     scores = evaluation.evaluate_quality(
@@ -144,7 +166,7 @@ def geometry(
 ) -> None:
     """Agreement of views from -40 to 40 degrees, identity, the signed distance, and fitted true surfaces."""
     watch, device = Stopwatch(), choose_device(device)
-    generator = open_network(network, device)
+    generator = _open(network, device)
     config = generator.config
     options = GeometryOptions(tuple(parse_seeds(seeds)), trunc, inversions, Fit(steps=fit_steps), references)
     true_views = (
@@ -214,7 +236,8 @@ def edits(
         return
     watch, device = Stopwatch(), choose_device(device)
     settings = config_files.load(EditSettings, {"objective": objective, "steps": steps}, overrides)
-    config = open_network(network, device).config
+    network = find_network(network)
+    config = _open(network, device).config
     run = EditRun(network, prior, outdir, settings, device, rescore)
     found = evaluate_edits(run, chosen, label_set(config.labels), click.echo)
     if evaluation.fits(data, config, "--data", click.echo):

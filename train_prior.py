@@ -14,6 +14,7 @@ from dnnlib.errors import UserError, user_errors
 from torch_utils.device import choose_device
 from training.prior.config import ControlNetConfig, PriorConfig
 from training.prior.controlnet import train_controlnet
+from training.prior.loop import CONFIG_FILE
 from training.prior.models import PRIOR_FILE
 from training.prior.train import train_prior
 
@@ -42,7 +43,9 @@ from training.prior.train import train_prior
 @click.option(
     "--minutes", type=float, help="End cleanly after so much training, if kimg are not reached before."
 )
-@click.option("--seed", type=int, help="Initial weights and everything random in the training.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), help="Initial weights and everything random in the training."
+)
 @click.option("--workers", type=int, help="Processes that read the data set.")
 @click.option(
     "--resume", type=click.Path(path_type=Path), help="Run folder or state.safetensors to go on from."
@@ -73,6 +76,9 @@ def main(
     overrides: tuple[str, ...],
 ) -> None:
     """Train a small latent diffusion model on portraits, their normal maps, masks and captions."""
+    if resume and not config_path:
+        saved = (resume if resume.is_dir() else resume.parent) / CONFIG_FILE
+        config_path = str(saved) if saved.is_file() else None
     stage = "optimiser" if controlnet_only else "diffusion.optimiser"
     options = {
         "data": data,

@@ -22,7 +22,7 @@ from huggingface_hub.utils import build_hf_headers
 from tqdm import tqdm
 
 from dnnlib.errors import UserError
-from dnnlib.files import write_json
+from dnnlib.files import make_folder, stream_digest, write_json
 
 _BLOCK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte
@@ -70,7 +70,7 @@ def fetch(name: HubName, *, endpoint: str | None = None) -> Path:
     if constants.HF_HUB_OFFLINE:
         raise UserError(f"{name} is not on this disk and HF_HUB_OFFLINE forbids to fetch it: {by_hand}")
     file = _describe(name, url, by_hand)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with FileLock(f"{path}.lock"):  # another process may be fetching it
         if not path.is_file():
             _download(file, path, by_hand)
@@ -156,10 +156,7 @@ def _digest(path: Path, file: _RemoteFile) -> str:
         state = hashlib.sha256()
     else:
         state = hashlib.sha1(f"blob {file.size}\0".encode())
-    with open(path, "rb") as opened:
-        while block := opened.read(_BLOCK):
-            state.update(block)
-    return state.hexdigest()
+    return stream_digest(path, state)
 
 
 def _digest_of(state: Path) -> str | None:

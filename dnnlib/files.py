@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dnnlib.errors import UserError
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Makes a folder for results, with those above it, unless it is there; UserError where that cannot be or
+    nothing can be written to it."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the folder {path} for results: {error.strerror or error}; give another"
+        ) from error
+    if not os.access(path, os.W_OK):
+        raise UserError(f"cannot write into the folder {path}: give another, or change its permissions")
+    return path
 
 
 @contextmanager
@@ -21,7 +38,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     folder is made. The suffix is kept because many writers choose their format by it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give the name of a file to write")
+    make_folder(path.parent)
     # in the same folder: os.replace is atomic only within one file system
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.{secrets.token_hex(4)}{path.suffix}")
     try:
@@ -31,10 +50,33 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    return stream_digest(path, hashlib.sha256())
+
+
+def stream_digest(path: str | os.PathLike[str], state: hashlib._Hash) -> str:
+    """The hexadecimal digest of a file's bytes after what ``state`` has seen already."""
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
+
+
 def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 2) -> None:
-    """Write ``value`` as JSON, atomically."""
+    """Write ``value`` as JSON, atomically. JSON has neither nan nor infinity: both become null."""
+    text = json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def finite(value: Any) -> Any:
+    """``value`` with None in the place of every nan and infinity, in mappings and lists of any depth."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

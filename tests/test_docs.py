@@ -77,18 +77,18 @@ def test_commands_exist_with_their_options(page: str, line: str) -> None:
         assert words[0] == "-m", f"{page}: there is no {words[0]}"
         return  # a module of another package, as `python -m venv`
     used = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)} - {"-m", "--help"}
-    known = options_of(name, has_main=parts[1].is_file())
+    verb = (words[2:] if words[0] == "-m" else words[1:])[:1]
+    known = options_of(name, *verb, has_main=parts[1].is_file())
     assert used <= known, f"{page}: `{line}` uses {sorted(used - known)}"
 
 
-def options_of(name: str, has_main: bool) -> set[str]:
-    """The options that the command in the module ``name`` takes."""
+def options_of(name: str, verb: str = "", *, has_main: bool) -> set[str]:
+    """The options that the command in the module ``name`` takes; of a group of commands, those of ``verb``."""
     module = importlib.import_module(f"{name}.__main__" if has_main else name)
     command = next((value for value in vars(module).values() if isinstance(value, click.Command)), None)
     if command is not None:
-        verbs = command.commands.values() if isinstance(command, click.Group) else (command,)
-        parameters = [parameter for verb in verbs for parameter in verb.params]
-        return {option for p in parameters for option in (*p.opts, *p.secondary_opts)}
+        command = command.commands[verb] if isinstance(command, click.Group) else command
+        return {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
     run = [sys.executable, "-m", name, "--help"]  # argparse says it on request only
     text = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True, timeout=100).stdout
     return set(re.findall(r"--?[a-z][\w-]*", text))

@@ -247,8 +247,12 @@ class Generator(nn.Module):
             raise UserError(
                 f"{path}: not a generator of this project (format {meta.get('format')!r}, want {FORMAT!r})"
             )
-        generator = cls(config_files.load(GeneratorConfig, meta["config"]))
-        generator.load_state_dict(tensors)
+        try:
+            generator = cls(config_files.load(GeneratorConfig, meta["config"]))
+            generator.load_state_dict(tensors)
+        except (KeyError, RuntimeError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"{path} is damaged, or of another version: {reason}") from error
         return generator.eval().requires_grad_(False).to(device)
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from datasets.masked_images import Batch, MaskedImages, collate, infinite_sampler
 from dnnlib import config as config_files
 from dnnlib.errors import UserError
+from dnnlib.files import make_folder
 from torch_utils import checkpoint, distributed
 from training import generator as generators
 from training import snapshots
@@ -71,7 +72,7 @@ class Trainer:
         """Trains until the last phase is finished (True), or until a signal or the time limit (False)."""
         main = distributed.is_main()
         if main:
-            self.outdir.mkdir(parents=True, exist_ok=True)
+            make_folder(self.outdir)
             config_files.save(self.config, self.outdir / CONFIG_FILE)
         self.writer = CurveWriter(self.outdir, self.progress.total) if main else None
         self._scores = self._open_scores() if main and self.config.metrics_kimg else None

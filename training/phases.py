@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.masked_images import Batch
+from dnnlib.errors import UserError
 from torch_utils import distributed
 from training import losses
 from training.config import LossConfig, TrainConfig
@@ -141,7 +142,7 @@ def local_batch(batch: int, what: str) -> int:
     """This process's share of a batch."""
     world = distributed.world_size()
     if batch % world:
-        raise ValueError(f"{what} is {batch}, which {world} processes cannot share evenly")
+        raise UserError(f"{what} is {batch}, which {world} processes cannot share evenly: give a multiple")
     return batch // world
 
 

@@ -13,7 +13,6 @@ every tensor must have its place, with its shape, and every place its tensor.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from datasets.labels import LABEL_SETS
 from dnnlib.errors import UserError
+from dnnlib.files import sha256
 from torch_utils.legacy import MalformedPickle, PickledModule, StoredTensor, read_networks, refused
 from training.config import NO_LABELS, CameraConfig, GeneratorConfig
 from training.generator import Generator
@@ -62,11 +62,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> G
     if target.suffix != ".safetensors":
         raise UserError(f"{target}: the converted generator's name must end in .safetensors")
     generator = load_published(source)
-    with open(source, "rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    origin = {"file": Path(source).name, "sha256": digest.hexdigest()}
+    origin = {"file": Path(source).name, "sha256": sha256(source)}
     generator.save(target, extra={"published": origin})
     return generator
 

@@ -38,6 +38,11 @@ def moment(config: ScheduleConfig, images: int, batch: int) -> Moment:
     )
 
 
+def warm_up_share(share: float, steps: int) -> float:
+    """``share`` of the steps for torch's OneCycleLR, which divides by zero where that is exactly one step."""
+    return share * 1.01 if abs(share * steps - 1) < 1e-6 else share
+
+
 def crossed(before: int, after: int, kimg: float) -> bool:
     """Whether going from ``before`` to ``after`` images completes another ``kimg`` thousand; 0: never."""
     every = max(1, round(kimg * 1000))

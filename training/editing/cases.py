@@ -16,8 +16,10 @@ from PIL import Image
 from scipy import ndimage
 
 from datasets.labels import LabelSet, read_mask, write_mask
-from dnnlib.errors import user_errors
-from dnnlib.files import read_json, write_json
+from dnnlib.errors import UserError, named, user_errors
+from dnnlib.files import make_folder, read_json, write_json
+from torch_utils.device import choose_device
+from training.editing.report import REPORT
 from training.editing.session import EditOptions, SourceOptions, open_source, run_edit
 from training.editing.settings import EditSettings
 from training.pictures import sheet, tile, write_png
@@ -40,11 +42,17 @@ class Case:
     classes: tuple[str, ...] = ()
 
 
+class NoFace(UserError):
+    """A mask that has nothing to paint a hat on."""
+
+
 def _head(mask: np.ndarray, labels: LabelSet) -> tuple[np.ndarray, tuple[int, int, int, int]]:
     """Head without neck (H, W) bool, and top, bottom, left, right of the face in it."""
     face_names = ("skin", "nose", "left eye", "right eye", "left brow", "right brow", "mouth")
     face = np.isin(mask, [labels.index(name) for name in face_names])
     head = face | np.isin(mask, [labels.index(name) for name in ("hair", "hat", "left ear", "right ear")])
+    if not face.any():
+        raise NoFace("this portrait's mask shows no face to repaint")
     rows, columns = np.nonzero(face.any(1))[0], np.nonzero(face.any(0))[0]
     return head, (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
 
@@ -133,11 +141,17 @@ CASES = (
 )
 
 
-def run_case(case: Case, network: Path, prior: str, outdir: Path, settings: EditSettings) -> dict:
-    """Repaints, edits, and returns the report's scores."""
-    source_options = SourceOptions(network, case.seed)
+def run_case(
+    case: Case, network: Path, prior: str, outdir: Path, settings: EditSettings, device: str = "cpu"
+) -> dict:
+    """Repaints, edits, and returns the report's scores.
+
+    Raises :class:`NoFace` where there is nothing to repaint. An edit that is stopped (Ctrl-C) leaves no
+    report, so that it is made again, and raises KeyboardInterrupt.
+    """
+    source_options = SourceOptions(network, case.seed, device=device)
     source = open_source(source_options)
-    outdir.mkdir(parents=True, exist_ok=True)
+    make_folder(outdir)
     own = class_map(source.view)[0].byte().cpu().numpy()
     write_mask(outdir / "requested.png", case.repaint(own, source.labels), source.labels)
     options = EditOptions(
@@ -151,6 +165,9 @@ def run_case(case: Case, network: Path, prior: str, outdir: Path, settings: Edit
         command=f"python -m training.editing.cases, case {case.name}",
     )
     report = run_edit(source_options, options, say=click.echo)
+    if report.interrupted:
+        (outdir / REPORT).unlink()
+        raise KeyboardInterrupt
     return {
         "case": case.name,
         "prompt": case.prompt,
@@ -184,15 +201,17 @@ def contact_sheet(folders: list[Path], labels: LabelSet) -> np.ndarray:
 @click.option("--prior", default=str(ROOT / "pretrained/prior-64"))
 @click.option("--only", help="Names of cases, separated by commas.", show_default="all")
 @click.option("--steps", type=click.IntRange(min=1), default=200)
+@click.option("--device", help="cpu, cuda, cuda:1 ...", show_default="cuda where there is one")
 @user_errors
-def main(outdir: Path, network: Path, prior: str, only: str | None, steps: int) -> None:
+def main(outdir: Path, network: Path, prior: str, only: str | None, steps: int, device: str | None) -> None:
     """Run the cases that are not done yet, and print all scores and their means."""
-    chosen = [case for case in CASES if only is None or case.name in only.split(",")]
+    chosen = named("--only", only, {case.name: case for case in CASES})
+    device = choose_device(device)
     scores = []
     for case in chosen:
         done = outdir / case.name / "score.json"
         if not done.exists():
-            score = run_case(case, network, prior, outdir / case.name, EditSettings(steps=steps))
+            score = run_case(case, network, prior, outdir / case.name, EditSettings(steps=steps), device)
             write_json(done, score)
         scores.append(read_json(done))
         click.echo("  ".join(f"{key} {value}" for key, value in scores[-1].items()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from tqdm import tqdm
 
 from datasets.labels import label_set
 from dnnlib.errors import UserError
+from dnnlib.files import sha256
 from torch_utils import checkpoint
 from training.editing.inversion import read_arrays, save_latent
 from training.editing.optimise import EditResult
@@ -66,7 +66,7 @@ def save_edit(folder: Path, result: EditResult, network: Path) -> None:
     labels = label_set(learned.config.labels)
     edit = {
         "network": str(network),
-        "network_sha256": digest(network),
+        "network_sha256": sha256(network),
         "classes": [labels.names[c] for c in request.classes],
         "camera": request.camera[0].tolist(),
         "latent": "latent.npz: ws of the network, ws_edited of this generator, region where this one is seen",
@@ -91,7 +91,7 @@ def load_edit(folder: Path | str, network: Path | str | None = None, device: str
     path = Path(network or edit["network"])
     if not path.is_file():
         raise UserError(f"the network that was edited is not at {path}: say where it is with --network")
-    if digest(path) != edit["network_sha256"]:
+    if sha256(path) != edit["network_sha256"]:
         raise UserError(f"{path} is not the network that {folder} was made with: its SHA-256 differs")
     frozen = open_network(path, device)
     learned = Generator.load(folder / "generator.safetensors", device)
@@ -104,21 +104,3 @@ def load_edit(folder: Path | str, network: Path | str | None = None, device: str
         raise UserError(f"{folder}/latent.npz lacks {error}: it was not written by an edit") from error
     region = Region(region.voxels.to(device), region.box_warp)
     return EditedPortrait(scene_of(frozen, ws), LearnedCopy(learned, ws_edited), region)
-
-
-def digest(path: Path | str) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _sha256(file)
-        )
-
-
-def _sha256(file) -> str:
-    """Python 3.10 has no hashlib.file_digest."""
-    state = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        state.update(chunk)
-    return state.hexdigest()

@@ -19,6 +19,7 @@ from training.editing.optimise import StepLosses
 from training.editing.region import EditRequest, RegionSettings, dilate, footprint_dilation
 
 _REPORTED = ("torch", "torchvision", "diffusers", "transformers", "numpy")
+REPORT = "report.json"  # what an edit writes last
 _LARGEST_PSNR = 99.0  # of equal pictures, whose PSNR is infinite: JSON has no infinity
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from datasets.labels import LabelSet, label_set, read_mask, write_mask
 from dnnlib import config as config_files
 from dnnlib.errors import UserError
+from dnnlib.files import make_folder
 from training.acceleration import Acceleration, compile_modules, open_accelerated
 from training.editing.export import save_edit, write_meshes, write_pictures, write_video
 from training.editing.inversion import load_latent
@@ -22,6 +23,7 @@ from training.editing.keep import Embeddings
 from training.editing.optimise import EditOptimiser, EditResult, StepLosses
 from training.editing.region import EditRequest, edited_classes
 from training.editing.report import (
+    REPORT,
     Report,
     losses_as_json,
     mask_ious,
@@ -117,7 +119,7 @@ def run_edit(source_options: SourceOptions, options: EditOptions, say: Say) -> R
     request = read_request(source, options, say)
     device = source_options.device
     prior = load_prior(options.prior, options.controlnet, device=device, memory=options.prior_memory)
-    options.outdir.mkdir(parents=True, exist_ok=True)
+    make_folder(options.outdir)
     names = [source.labels.names[c] for c in request.classes]
     say(f"editing {', '.join(names)}: {options.prompt}")
     options = replace(options, settings=with_clip_weight(options.settings, prior))
@@ -146,7 +148,7 @@ def run_edit(source_options: SourceOptions, options: EditOptions, say: Say) -> R
         "export": round(time.monotonic() - optimised, 2),
     }
     report = _report(options, result, views, source.labels, seconds, torch.device(source_options.device))
-    report.save(options.outdir / "report.json")
+    report.save(options.outdir / REPORT)
     return report
 
 

@@ -34,6 +34,11 @@ class ExportSettings:
     frames: int = 40  # of the turntable, at 20 a second
     mesh_resolution: int = 128  # grid points along each side of the box
 
+    def __post_init__(self) -> None:
+        for name, least in (("frames", 1), ("mesh_resolution", 2)):
+            if getattr(self, name) < least:
+                raise UserError(f"export.{name} is {getattr(self, name)}; it must be {least} or more")
+
 
 @dataclass(frozen=True)
 class EditSettings:
@@ -76,5 +81,12 @@ class EditSettings:
     export: ExportSettings = field(default_factory=ExportSettings)
 
     def __post_init__(self) -> None:
+        for name in ("steps", "views_per_step", "geometry_every", "region_every", "chunk"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if not self.views:
+            raise UserError("views is empty: give at least one pair of yaw and pitch")
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}; it must be 0 or more")
         if self.proposals not in PROPOSALS:
             raise UserError(f"proposals '{self.proposals}': {did_you_mean(self.proposals, PROPOSALS)}")

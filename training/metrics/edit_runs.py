@@ -10,18 +10,18 @@ from typing import Any
 from datasets.labels import LabelSet
 from dnnlib import config as config_files
 from dnnlib.errors import UserError
-from dnnlib.files import read_json, write_json
-from training.editing.cases import Case, contact_sheet, run_case
-from training.editing.export import digest
+from dnnlib.files import read_json, sha256, write_json
+from training.editing.cases import Case, NoFace, contact_sheet, run_case
+from training.editing.report import REPORT
 from training.editing.settings import EditSettings
 from training.metrics.edit_cases import FIXED_CASES
 from training.metrics.edits import EditJudges, means, score_folder
-from training.metrics.tables import finite
+from training.metrics.tables import rounded
 from training.pictures import write_png
+from training.prior import load_prior
 
 Say = Callable[[str], None]
 _SCORES = "scores.json"  # of a case, in its folder; written last, so a case that has it is done
-_REPORT = "report.json"  # what an edit writes last: with it, only the scores are missing
 _RUN = "edits.json"  # in the folder of all
 
 
@@ -29,7 +29,7 @@ _RUN = "edits.json"  # in the folder of all
 class EditRun:
     """Which edits, with what, and where to."""
 
-    network: Path
+    network: Path  # the file itself, see find_network
     prior: str
     outdir: Path
     settings: EditSettings
@@ -60,8 +60,10 @@ def chosen_cases(text: str | None) -> list[Case]:
 def evaluate_edits(run: EditRun, cases: Sequence[Case], labels: LabelSet, say: Say = print) -> dict[str, Any]:
     """Runs and scores the cases that are not done, and returns the means over all that are, and each of them.
 
-    A case that cannot be run (a portrait without the parts that it repaints) is a failure with its reason.
+    A case that cannot be run (a portrait without a face to repaint) is a failure with its reason.
     """
+    if missing := [name for name in ("skin", "hair", "hat", "cloth") if name not in labels.names]:
+        raise UserError(f"the fixed cases repaint portraits of people; this network has no {missing[0]}")
     _check_folder(run)
     judges = EditJudges.load(run.device)
     for number, case in enumerate(cases):
@@ -69,7 +71,7 @@ def evaluate_edits(run: EditRun, cases: Sequence[Case], labels: LabelSet, say: S
         if (folder / _SCORES).exists() and not run.rescore:
             continue
         say(f"{number + 1} of {len(cases)}: {case.name} (seed {case.seed}), {case.prompt}")
-        write_json(folder / _SCORES, finite(_one(run, case, folder, judges)))
+        write_json(folder / _SCORES, rounded(_one(run, case, folder, judges)))
     done = {case.name: run.outdir / case.name for case in FIXED_CASES}
     done = {name: folder for name, folder in done.items() if (folder / _SCORES).exists()}
     results = {name: read_json(folder / _SCORES) for name, folder in done.items()}
@@ -95,23 +97,24 @@ def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _one(run: EditRun, case: Case, folder: Path, judges: EditJudges) -> dict[str, Any]:
     about = {"case": case.name, "seed": case.seed, "prompt": case.prompt}
-    try:
-        if not (folder / _REPORT).exists():
-            run_case(case, run.network, run.prior, folder, run.settings)
-    except (UserError, IndexError) as error:  # no face: nothing to measure a hat by
-        return {**about, "error": str(error)}
+    if not (folder / REPORT).exists():  # with it, only the scores are missing
+        try:
+            run_case(case, run.network, run.prior, folder, run.settings, run.device)
+        except NoFace as error:
+            return {**about, "error": str(error)}
     return {**about, **score_folder(folder, judges, run.device)}
 
 
 def _check_folder(run: EditRun) -> None:
     """One folder holds the edits of one network, prior and configuration."""
     wanted = {
-        "network_sha256": digest(run.network),
-        "prior": Path(run.prior).name,
+        "network_sha256": sha256(run.network),
+        "prior": _identity(run.prior),
         "settings": config_files.to_dict(run.settings),
     }
     path = run.outdir / _RUN
     if not path.exists():
+        load_prior(run.prior)  # says what is wrong with it before anything is written
         write_json(path, wanted)
         return
     found = read_json(path)
@@ -121,3 +124,9 @@ def _check_folder(run: EditRun) -> None:
             f"{run.outdir} holds edits with another {differs[0].removesuffix('_sha256')}: "
             "give another --outdir"
         )
+
+
+def _identity(prior: str) -> str:
+    """What a prior is known by: the digest of its UNet's weights, or its name on the Hub."""
+    weights = sorted(Path(prior).glob("unet/*.safetensors"))
+    return sha256(weights[0]) if weights else prior

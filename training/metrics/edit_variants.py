@@ -24,11 +24,12 @@ from datasets.labels import LabelSet, label_set, read_mask
 from dnnlib import config as config_files
 from dnnlib.errors import UserError, named, user_errors
 from dnnlib.files import atomic_path
+from torch_utils.device import choose_device
 from training.editing.settings import EditSettings
 from training.metrics.edit_runs import EditRun, chosen_cases, evaluate_edits
 from training.metrics.edits import means
 from training.metrics.tables import Stopwatch, write_scores
-from training.network_source import open_network
+from training.network_source import find_network, open_network
 from training.pictures import sheet, tile, write_png
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,18 +134,27 @@ def _tile(path: Path) -> np.ndarray:
 @click.option("--cases", help="Of the fixed list, as `evaluate.py edits` takes them.", show_default="all")
 @click.option("--variants", help=f"Of {', '.join(v.name for v in VARIANTS)}.", show_default="all")
 @click.option("--steps", type=click.IntRange(min=1), default=200)
+@click.option("--device", help="cpu, cuda, cuda:1 ...", show_default="cuda where there is one")
 @user_errors
 def main(
-    outdir: Path, network: Path, prior: str, cases: str | None, variants: str | None, steps: int
+    outdir: Path,
+    network: Path,
+    prior: str,
+    cases: str | None,
+    variants: str | None,
+    steps: int,
+    device: str | None,
 ) -> None:
     """Edit the cases with each variant, and write table.md, scores.json and sheet.png into --outdir."""
+    device = choose_device(device)
     watch, chosen, kinds = Stopwatch(), chosen_cases(cases), chosen_variants(variants)
-    labels = label_set(open_network(network, "cpu").config.labels)
+    network = find_network(network)
+    labels = label_set(open_network(network).config.labels)
     found: dict[str, dict[str, Any]] = {}
     for variant in kinds:
         click.echo(f"{variant.name}: {' '.join(variant.overrides) or 'the default settings'}")
         settings = config_files.load(EditSettings, {"steps": steps}, variant.overrides)
-        run = EditRun(network, prior, outdir / variant.name, settings)
+        run = EditRun(network, prior, outdir / variant.name, settings, device)
         found[variant.name] = evaluate_edits(run, chosen, labels, click.echo)["cases"]
     whole = [
         case.name
@@ -159,7 +169,7 @@ def main(
     with atomic_path(outdir / "table.md") as temporary:
         temporary.write_text(table + "\n", encoding="utf-8")
     command = shlex.join(["python", "-m", "training.metrics.edit_variants", *sys.argv[1:]])
-    write_scores(outdir / "scores.json", command, results, watch, "cpu", network=str(network), prior=prior)
+    write_scores(outdir / "scores.json", command, results, watch, device, network=str(network), prior=prior)
     write_png(outdir / "sheet.png", picture([outdir / v.name for v in kinds], whole, labels))
     click.echo(f"written to {outdir}: table.md, scores.json, sheet.png")
 

@@ -14,6 +14,7 @@ from training.metrics.portrait_set import PortraitSet, to_float
 from training.metrics.warping import Sight
 from training.reconstruction import image_terms, mask_loss
 from training.scene import device_of
+from training.schedules import warm_up_share
 from training.views import one_hot
 
 _BATCH = 4  # portraits that are fitted together; each has gradients of its own, so the result is the same
@@ -52,7 +53,9 @@ def _fit_some(generator: Generator, pictures: PortraitSet, settings: Fit, device
     mean = generator.mapping.w_avg.detach()
     ws = mean.expand(len(pictures), generator.synthesis.num_ws, -1).clone().requires_grad_(True)
     optimiser = torch.optim.Adam([ws], lr=settings.lr, betas=(0.9, 0.99))
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, settings.steps, pct_start=0.1)
+    rate = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, settings.lr, settings.steps, pct_start=warm_up_share(0.1, settings.steps)
+    )
     for _ in range(settings.steps):
         rendering = generator.synthesise(ws, camera, deterministic=True)
         terms = image_terms(1.0, 1.0, rendering, image)

@@ -14,8 +14,9 @@ from datasets.masked_images import MaskedImages
 from dnnlib.errors import UserError
 from dnnlib.files import read_json
 from training.networks.unet import soften
+from training.schedules import warm_up_share
 
-HELD_OUT = 0.1  # share of a set, at its end, that no network of this project is trained on
+HELD_OUT = 0.1  # share of a set, at its end, that the judges are not trained on
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def fit(
 ) -> None:
     """AdamW on ``loss(source of randomness)``: linear warm-up over a twentieth, then a cosine to nothing."""
     optimiser = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.02)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, steps, pct_start=0.05)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, steps, pct_start=warm_up_share(0.05, steps))
     source = torch.Generator().manual_seed(seed)
     mean = 0.0
     module.train()

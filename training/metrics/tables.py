@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -72,7 +71,7 @@ def write_scores(
         {
             "command": command,
             **settings,
-            "scores": finite(scores),
+            "scores": rounded(scores),
             **watch.read(),
             "peak_memory_mb": round(peak_memory_mb(torch.device(device)), 1),
             "machine": {
@@ -85,15 +84,13 @@ def write_scores(
     )
 
 
-def finite(value: Any) -> Any:
-    """JSON has neither nan nor infinity: both become None; floats keep six digits."""
+def rounded(value: Any) -> Any:
+    """Floats in mappings and lists of any depth, to six digits."""
     if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
+        return [rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _processor() -> str:

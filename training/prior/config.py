@@ -24,6 +24,14 @@ class OptimiserConfig:
     clip: float = 1.0  # largest norm of the gradient
     ema_kimg: float = 2.0  # half-life of the averaged weights; at most a tenth of what has been trained
 
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise UserError(f"optimiser.batch is {self.batch}; a step needs at least one picture")
+        if self.lr <= 0:
+            raise UserError(f"optimiser.lr is {self.lr}; it must be positive")
+        if self.kimg < 0:
+            raise UserError(f"optimiser.kimg is {self.kimg}; it cannot be negative")
+
 
 @dataclass(frozen=True)
 class AutoencoderOptimiserConfig(OptimiserConfig):

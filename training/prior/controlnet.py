@@ -24,12 +24,12 @@ from tqdm import tqdm
 from datasets.masked_images import Batch, MaskedImages, collate
 from dnnlib import config as config_files
 from dnnlib.errors import UserError
-from dnnlib.files import write_json
+from dnnlib.files import make_folder, write_json
 from training.prior.config import ControlNetConfig
 from training.prior.diffusion import coarsened, controlled, snr_weights
 from training.prior.grids import GUIDANCE, save_grid, to_tile
 from training.prior.load import load_prior
-from training.prior.loop import Curves, Progress, StageTrainer, read_state, save_state
+from training.prior.loop import CONFIG_FILE, Curves, Progress, StageTrainer, read_state, save_state
 from training.prior.prior import Prior
 from training.schedules import crossed
 
@@ -132,8 +132,8 @@ class ControlNetTraining:
                 raise UserError(f"{resume} is a state of another training, not of --controlnet-only")
             self.trainer.load_state(state["trainer"])
         self.prior.controlnet = self.trainer.average[NAME]
-        outdir.mkdir(parents=True, exist_ok=True)
-        config_files.save(config, outdir / "config.json")
+        make_folder(outdir)
+        config_files.save(config, outdir / CONFIG_FILE)
         self.curves = Curves(outdir / "curves.jsonl")
         self.stage = ControlNetStage(config, self.prior, self.data)
 

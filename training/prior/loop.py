@@ -21,6 +21,7 @@ from torch_utils import checkpoint
 from training.prior.config import OptimiserConfig
 
 STATE_FILE = "state.safetensors"
+CONFIG_FILE = "config.json"
 MAX_NONFINITE = 10  # steps in a row whose gradient is not finite
 
 

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dnnlib import config as config_files
-from dnnlib.files import write_json
+from dnnlib.files import make_folder, write_json
 from training.prior.config import PriorConfig
 from training.prior.vocabulary import build_tokenizer, save_tokenizer, split_words
 
@@ -83,7 +83,7 @@ def save_parts(parts: PriorParts, folder: Path, config: PriorConfig, facts: dict
     Weights are float16, which halves the file and is exact enough for weights. Only the tiny text encoder
     stays float32: transformers loads a model in the precision of its file, and the pipeline would mix both.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         for name, module in parts.modules().items():

@@ -14,14 +14,14 @@ from tqdm import tqdm
 from datasets.labels import label_set
 from dnnlib import config as config_files
 from dnnlib.errors import UserError
-from dnnlib.files import read_json
+from dnnlib.files import make_folder, read_json
 from training.prior.autoencoder import AutoencoderStage
 from training.prior.config import PriorConfig
 from training.prior.data import PriorData, read_data
 from training.prior.diffusion import DiffusionStage, encode_all
 from training.prior.grids import grid_indices, prompt_grid, reconstruction_grid, sample_grid
 from training.prior.load import load_prior
-from training.prior.loop import Curves, Progress, StageTrainer, read_state, save_state
+from training.prior.loop import CONFIG_FILE, Curves, Progress, StageTrainer, read_state, save_state
 from training.prior.models import PRIOR_FILE, PriorParts, build_parts, save_parts, words_of
 from training.prior.prior import prior_of
 from training.schedules import crossed
@@ -44,6 +44,8 @@ class PriorTraining:
         self.resumed = read_state(resume) if resume else None
         self.data: PriorData = read_data(config)
         self.parts: PriorParts = build_parts(config, words_of(list(self.data.captions)))
+        if self.resumed and self.resumed.get("stage") not in (AUTOENCODER, DIFFUSION):
+            raise UserError(f"{resume} is a state of another training: give --controlnet-only with it")
         if self.resumed and self.resumed["words"] != list(self.parts.words):
             raise UserError(
                 f"{resume} was trained on captions with other words: resume with the data it began with"
@@ -54,8 +56,8 @@ class PriorTraining:
             base_facts = read_json(base / PRIOR_FILE)
             repeated = ("format", "labels", "normal_maps", "words", "config")
             self.facts["base"] = {k: v for k, v in base_facts.items() if k not in repeated}
-        outdir.mkdir(parents=True, exist_ok=True)
-        config_files.save(config, outdir / "config.json")
+        make_folder(outdir)
+        config_files.save(config, outdir / CONFIG_FILE)
         self.curves = Curves(outdir / "curves.jsonl")
 
     def run(self) -> Path:

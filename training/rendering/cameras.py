@@ -10,13 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
-
-from datasets.cameras import SIZE as LABEL_SIZE
-from datasets.cameras import camera_problems
-from dnnlib.errors import UserError
 
 _POLE = 1e-5  # a camera straight above or below has no upright direction: keep this far from the poles (rad)
 _DIAGONAL = 1.414  # of the unit picture; published with three decimals, which shows in the fourth of 4.2634
@@ -66,11 +61,6 @@ def look_at(
 def intrinsics(focal: float = 4.2647, *, device: torch.device | str | None = None) -> Tensor:
     """(3, 3) intrinsics for a focal length given in picture sizes, centred."""
     return torch.tensor([[focal, 0.0, 0.5], [0.0, focal, 0.5], [0.0, 0.0, 1.0]], device=device)
-
-
-def focal_length(field_of_view: float) -> float:
-    """Focal length, in picture sizes, of a full field of view in degrees, measured along the diagonal."""
-    return 1 / (_DIAGONAL * math.tan(math.radians(field_of_view) / 2))
 
 
 def camera_label(cam2world: Tensor, matrix: Tensor) -> Tensor:
@@ -130,22 +120,6 @@ def yaw_pitch(label: Tensor) -> tuple[Tensor, Tensor]:
     return torch.atan2(position[:, 0], position[:, 2]), -height * (math.pi / 2)
 
 
-def mirrored_camera(label: Tensor) -> Tensor:
-    """The cameras (N, 25) of mirrored pictures.
-
-    A picture mirrored left to right shows the scene mirrored at the world's plane x = 0. With
-    S = diag(-1, 1, 1) on the world and on the camera's axes alike, a point p at (u, v) of the picture becomes
-    S p at (1 - u, v): the pose becomes S C S, the horizontal centre c_x becomes 1 - c_x and the skew changes
-    its sign.
-    """
-    cam2world, matrix = split_label(label)
-    flip = torch.tensor([-1.0, 1.0, 1.0, 1.0]).to(label)
-    matrix = matrix.clone()
-    matrix[:, 0, 1] = -matrix[:, 0, 1]
-    matrix[:, 0, 2] = 1 - matrix[:, 0, 2]
-    return camera_label(cam2world * flip[:, None] * flip, matrix)
-
-
 def project(label: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """Where world points appear in the pictures.
 
@@ -160,23 +134,6 @@ def project(label: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     in_camera = (points - cam2world[:, None, :3, 3]) @ cam2world[:, :3, :3]  # R^T (p - t), row vectors
     image = in_camera @ matrix.transpose(1, 2)
     return image[..., :2] / image[..., 2:], in_camera[..., 2]
-
-
-def parse_camera(values: Sequence[float] | str, where: str = "camera") -> Tensor:
-    """A checked label (1, 25) from numbers, or from text with commas or blanks between them.
-
-    Args:
-        where: what to call the source in error messages, such as the name of a file.
-    """
-    try:
-        numbers = values.replace(",", " ").split() if isinstance(values, str) else list(values)
-        label = np.array([float(number) for number in numbers], dtype=np.float32)
-    except (TypeError, ValueError):
-        raise UserError(f"{where}: a camera is {LABEL_SIZE} numbers; this is not: {values!r}") from None
-    problems = camera_problems(label)
-    if problems:
-        raise UserError(f"{where}: {problems[0]}")
-    return torch.from_numpy(label)[None]
 
 
 def _unit(x: Tensor) -> Tensor:
