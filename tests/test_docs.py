@@ -83,7 +83,7 @@ def test_commands_exist_with_their_options(page: str, line: str) -> None:
 
 
 def options_of(name: str, verb: str = "", *, has_main: bool) -> set[str]:
-    """The options that the command in the module ``name`` takes; of a group of commands, those of ``verb``."""
+    """The options that the command in the module ``name`` takes, or the one called ``verb`` of a group."""
     module = importlib.import_module(f"{name}.__main__" if has_main else name)
     command = next((value for value in vars(module).values() if isinstance(value, click.Command)), None)
     if command is not None:

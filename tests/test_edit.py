@@ -86,9 +86,10 @@ def edited(models: Path) -> tuple[Path, Path, Result]:
 
 def test_export_mask_says_the_next_step(models: Path) -> None:
     path = models / "exported.png"
-    result = run(models, "--seed", 5, "--yaw", 0.2, "--export-mask", path)
+    result = run(models, "--seed", 5, "--yaw", 0.2, "--trunc", 0.4, "--export-mask", path)
     assert result.exit_code == 0 and len(result.output.strip().splitlines()) == 1
-    assert f"edit.py --seed 5 --yaw 0.2 --mask {path}" in result.output
+    assert f"edit.py --seed 5 --trunc 0.4 --yaw 0.2 --network {models}" in result.output
+    assert f" --mask {path} " in result.output
     assert read_mask(path, LABELS, size=16).max() < LABELS.count
     assert Image.open(models / "exported_portrait.png").size == (16, 16)
 
@@ -160,6 +161,9 @@ def test_a_larger_mask_is_resized_with_a_note(edited, models: Path, tmp_path: Pa
         (("--export-mask", "m.png", "--latent", "absent.npz"), "cannot read the latent"),
         (("--export-mask", "m.png", "--device", "nowhere"), "try --device cpu"),
         (("--mask", "m.png", "--prompt", "x", "--set", "stps=3"), "steps"),
+        (("--mask", "m.png", "--prompt", "x", "--set", "geometry_every=0"), "geometry_every is 0"),
+        (("--mask", "m.png", "--prompt", "x", "--set", "export.frames=0"), "export.frames is 0"),
+        (("--export-mask", "network.safetensors/m.png"), "cannot make the folder"),
         (("--mask", "m.png", "--prompt", "x", "--half"), "--half needs a CUDA device"),
     ],
 )

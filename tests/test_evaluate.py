@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from datasets.labels import label_set
 from datasets.portraits import BUNDLED, BUNDLED_VIEWS
 from dnnlib import config as config_files
 from evaluate import main
@@ -19,8 +22,12 @@ from tests.tiny_generator import TINY_GENERATOR
 from training import loop
 from training.config import TrainConfig
 from training.curves import read_curves
+from training.editing.cases import Unpaintable
+from training.editing.optimise import EditOptimiser, EditResult
+from training.editing.settings import EditSettings
 from training.generator import Generator
-from training.metrics import evaluation
+from training.metrics import edit_runs, evaluation
+from training.metrics.edit_runs import EditRun, chosen_cases
 from training.prior.config import AutoencoderConfig, DiffusionConfig, PriorConfig, TextConfig
 from training.prior.models import build_parts, save_parts
 
@@ -165,8 +172,64 @@ def test_edits_are_run_scored_and_kept(models: Path, tmp_path: Path, monkeypatch
     stamp = (outdir / "hair-red" / "scores.json").stat().st_mtime_ns
     scores(models, "edits", *fixed, "--cases", "hair-red")
     assert (outdir / "hair-red" / "scores.json").stat().st_mtime_ns == stamp  # not run again
-    other = run("edits", "--network", models / "network.safetensors", *fixed, "--steps", "2")
-    assert other.exit_code == 2 and "another --outdir" in other.output
+    named = ("edits", "--network", models)  # the folder stands for the network in it
+    other = run(*named, *fixed, "--steps", "2")
+    assert other.exit_code == 2 and "another settings: give another --outdir" in other.output
+    copy = tmp_path / "copy" / "prior"  # of the same name, but not the same
+    shutil.copytree(models / "prior", copy)
+    weights = next((copy / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    other = run(*named, *fixed, "--prior", copy)
+    assert other.exit_code == 2 and "another prior: give another --outdir" in other.output
+
+
+def test_edits_that_cannot_begin_leave_nothing_behind(models: Path, tmp_path: Path) -> None:
+    result = run(
+        "edits", "--network", models, "--prior", "nosuch", "--cases", "0", "--outdir", tmp_path / "out"
+    )
+    assert result.exit_code == 2 and "there is no folder nosuch" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stopped_evaluation_makes_its_last_edit_again(models: Path, tmp_path: Path, monkeypatch) -> None:
+    begun: list[EditOptimiser] = []
+
+    def stopped(self: EditOptimiser, on_step: Callable) -> EditResult:
+        begun.append(self)
+        return replace(whole(self, on_step), interrupted=True)
+
+    whole = EditOptimiser.run
+    options = ("--network", models, "--prior", models / "prior", "--steps", "1", "--outdir", tmp_path / "out")
+    options += tuple(word for setting in FAST for word in ("--set", setting))
+    with monkeypatch.context() as patch:
+        patch.setattr(EditOptimiser, "run", stopped)
+        result = run("edits", *options, "--cases", "hair-red,shirt-red")
+    assert result.exit_code == 1 and "Aborted" in result.output
+    assert not list((tmp_path / "out").glob("*/scores.json")) and len(begun) == 1
+    result = run("edits", *options, "--cases", "hair-red", "--data", models / "set")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out" / "hair-red" / "report.json").read_text())["steps"] == 1
+
+
+def test_edits_of_an_evaluation_run_on_its_device(models: Path, tmp_path: Path, monkeypatch) -> None:
+    seen: list[str] = []
+
+    def recorded(case, network, prior, outdir, settings, device) -> dict:
+        seen.append(device)
+        raise Unpaintable("none")
+
+    monkeypatch.setattr(edit_runs, "run_case", recorded)
+    monkeypatch.setattr(edit_runs.EditJudges, "load", classmethod(lambda cls, device: None))
+    edit = EditRun(models / "network.safetensors", str(models / "prior"), tmp_path, EditSettings(), "meta")
+    found = edit_runs.evaluate_edits(edit, chosen_cases("0"), label_set("ffhq-mask"), print)
+    assert seen == ["meta"] and found["cases"]["hat-black"]["error"] == "none"
+
+
+def test_a_generator_without_masks_cannot_be_scored(tmp_path: Path) -> None:
+    Generator(replace(TINY_GENERATOR, labels="none")).save(tmp_path / "plain.safetensors")
+    for verb in ("quality", "geometry", "edits"):
+        result = run(verb, "--network", tmp_path / "plain.safetensors")
+        assert result.exit_code == 2 and "it has no masks" in result.output
 
 
 def test_the_list_of_edits() -> None:
@@ -190,6 +253,7 @@ def test_auto_features_say_which(capsys) -> None:
         (("geometry", "--seeds", "x"), "--seeds"),
         (("edits", "--cases", "x"), "--cases"),
         (("edits", "--set", "stps=1"), "steps"),
+        (("quality", "--json", "README.md/scores.json"), "cannot make the folder"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(options, message) -> None:

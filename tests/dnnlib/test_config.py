@@ -143,6 +143,7 @@ def test_wrong_values_say_what_is_right(override: str, message: str) -> None:
         ("a: [1, 2", "not YAML"),
         ("- 1\n- 2\n", "holds a list"),
         ("lr: 1\nname: x\nlr: 2\n", "'lr' is given twice at line 3"),
+        ("lr: 1\n[1, 2]: 3\n", "list or mapping cannot be a key at line 2"),
     ],
 )
 def test_broken_files(tmp_path, text: str, message: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 import signal
 import subprocess
@@ -11,7 +13,7 @@ import time
 import pytest
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_path, read_json, write_json
+from dnnlib.files import atomic_path, make_folder, read_json, sha256, write_json
 
 
 def test_success_replaces(tmp_path) -> None:
@@ -89,3 +91,25 @@ def test_json_round_trip(tmp_path) -> None:
     value = {"name": "Zoë", "numbers": [0.1, 1e-300, 10**30], "none": None}
     write_json(tmp_path / "a.json", value)
     assert read_json(tmp_path / "a.json") == value
+
+
+def test_numbers_that_are_none_become_null(tmp_path) -> None:
+    write_json(tmp_path / "a.json", {"losses": [{"a": math.nan}, (1.5, math.inf)]})
+    assert read_json(tmp_path / "a.json") == {"losses": [{"a": None}, [1.5, None]]}
+
+
+def test_where_nothing_can_be_written_is_said(tmp_path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot make the folder .*file for results"):
+        make_folder(tmp_path / "file")
+    with pytest.raises(UserError, match="cannot make the folder"), atomic_path(tmp_path / "file" / "a.json"):
+        raise AssertionError("nothing is written")
+    with pytest.raises(UserError, match="is a folder"), atomic_path(tmp_path):
+        raise AssertionError("nothing is written")
+    assert make_folder(tmp_path / "a" / "b").is_dir()
+
+
+def test_digest_of_a_file_of_several_blocks(tmp_path) -> None:
+    content = bytes(range(256)) * 5000
+    (tmp_path / "a").write_bytes(content)
+    assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from dnnlib.errors import UserError
 from training.config import ScheduleConfig, WarmStartConfig
-from training.schedules import average_decay, crossed, lowered_beta, moment
+from training.schedules import average_decay, crossed, lowered_beta, moment, warm_up_share
 
 CONFIG = ScheduleConfig(
     swap_kimg=1000,
@@ -73,3 +74,17 @@ def test_beta_is_halved_until_it_is_small_enough_and_never_raised():
         beta = lowered_beta(beta, config, batch=10)
     assert beta == 0.01
     assert lowered_beta(0.004, config, batch=10) == 0.004
+
+
+@pytest.mark.parametrize("steps", [9, 10, 11, 20, 100])
+def test_one_cycle_schedules_of_any_length(steps: int):
+    for share in (0.05, 0.1):
+        optimiser = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        rate = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, 1.0, steps, pct_start=warm_up_share(share, steps)
+        )
+        for _ in range(steps):
+            optimiser.step()
+            rate.step()
+        assert rate.get_last_lr()[0] < 0.1
+    assert warm_up_share(0.05, 100) == 0.05

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from dnnlib.errors import UserError
+from tests.tiny_generator import TINY_GENERATOR
+from torch_utils import checkpoint
 from training import snapshots
 from training.curves import Curves, CurveWriter, read_curves
 from training.generator import Generator
@@ -83,3 +85,13 @@ def test_curves_are_means_and_lines_beyond_the_state_are_dropped(tmp_path: Path)
         file.write('{"images": 400, "a')  # the run died while writing
     CurveWriter(tmp_path, 200).close()
     assert [line["images"] for line in read_curves(tmp_path / "stats.jsonl")] == [100, 200]
+
+
+def test_a_damaged_generator_is_said_in_one_line(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.safetensors"
+    Generator(TINY_GENERATOR).save(whole)
+    tensors, meta = checkpoint.load(whole)
+    del tensors["decoder.sigmoid_beta"]
+    checkpoint.save(tmp_path / "cut.safetensors", tensors, meta)
+    with pytest.raises(UserError, match=r"cut.safetensors is damaged, .*sigmoid_beta"):
+        Generator.load(tmp_path / "cut.safetensors")

@@ -42,8 +42,8 @@ class Case:
     classes: tuple[str, ...] = ()
 
 
-class NoFace(UserError):
-    """A mask that has nothing to paint a hat on."""
+class Unpaintable(UserError):
+    """A portrait's mask with which a case can do nothing: no face to put a hat on, no hair to take away."""
 
 
 def _head(mask: np.ndarray, labels: LabelSet) -> tuple[np.ndarray, tuple[int, int, int, int]]:
@@ -52,7 +52,7 @@ def _head(mask: np.ndarray, labels: LabelSet) -> tuple[np.ndarray, tuple[int, in
     face = np.isin(mask, [labels.index(name) for name in face_names])
     head = face | np.isin(mask, [labels.index(name) for name in ("hair", "hat", "left ear", "right ear")])
     if not face.any():
-        raise NoFace("this portrait's mask shows no face to repaint")
+        raise Unpaintable("this portrait's mask shows no face to repaint")
     rows, columns = np.nonzero(face.any(1))[0], np.nonzero(face.any(0))[0]
     return head, (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
 
@@ -146,14 +146,17 @@ def run_case(
 ) -> dict:
     """Repaints, edits, and returns the report's scores.
 
-    Raises :class:`NoFace` where there is nothing to repaint. An edit that is stopped (Ctrl-C) leaves no
+    Raises :class:`Unpaintable` where there is nothing to repaint. An edit that is stopped (Ctrl-C) leaves no
     report, so that it is made again, and raises KeyboardInterrupt.
     """
     source_options = SourceOptions(network, case.seed, device=device)
     source = open_source(source_options)
     make_folder(outdir)
     own = class_map(source.view)[0].byte().cpu().numpy()
-    write_mask(outdir / "requested.png", case.repaint(own, source.labels), source.labels)
+    requested = case.repaint(own, source.labels)
+    if not case.classes and (requested == own).all():
+        raise Unpaintable("this portrait's mask has nothing to repaint")
+    write_mask(outdir / "requested.png", requested, source.labels)
     options = EditOptions(
         mask=outdir / "requested.png",
         prompt=case.prompt,

@@ -10,7 +10,7 @@ import numpy as np
 
 from datasets.labels import LabelSet
 from datasets.portraits.attributes import CLOTH_COLOURS, HAIR_COLOURS
-from training.editing.cases import Case, NoFace, Repaint, big_hair, hat, long_hair, same, short_hair
+from training.editing.cases import Case, Repaint, Unpaintable, big_hair, hat, long_hair, same, short_hair
 
 FIRST_SEED = 1000  # far from those that examples and tuning use
 
@@ -53,7 +53,7 @@ def _face(mask: np.ndarray, labels: LabelSet) -> np.ndarray:
     names = ("skin", "nose", "left eye", "right eye", "left brow", "right brow", "mouth")
     face = np.isin(mask, [labels.index(name) for name in names])
     if not face.any():
-        raise NoFace("this portrait's mask shows no face to repaint")
+        raise Unpaintable("this portrait's mask shows no face to repaint")
     return face
 
 

@@ -11,7 +11,7 @@ from datasets.labels import LabelSet
 from dnnlib import config as config_files
 from dnnlib.errors import UserError
 from dnnlib.files import read_json, sha256, write_json
-from training.editing.cases import Case, NoFace, contact_sheet, run_case
+from training.editing.cases import Case, Unpaintable, contact_sheet, run_case
 from training.editing.report import REPORT
 from training.editing.settings import EditSettings
 from training.metrics.edit_cases import FIXED_CASES
@@ -60,7 +60,7 @@ def chosen_cases(text: str | None) -> list[Case]:
 def evaluate_edits(run: EditRun, cases: Sequence[Case], labels: LabelSet, say: Say = print) -> dict[str, Any]:
     """Runs and scores the cases that are not done, and returns the means over all that are, and each of them.
 
-    A case that cannot be run (a portrait without a face to repaint) is a failure with its reason.
+    A case that cannot be run (a portrait with nothing to repaint) is a failure with its reason.
     """
     if missing := [name for name in ("skin", "hair", "hat", "cloth") if name not in labels.names]:
         raise UserError(f"the fixed cases repaint portraits of people; this network has no {missing[0]}")
@@ -100,7 +100,7 @@ def _one(run: EditRun, case: Case, folder: Path, judges: EditJudges) -> dict[str
     if not (folder / REPORT).exists():  # with it, only the scores are missing
         try:
             run_case(case, run.network, run.prior, folder, run.settings, run.device)
-        except NoFace as error:
+        except Unpaintable as error:
             return {**about, "error": str(error)}
     return {**about, **score_folder(folder, judges, run.device)}
 

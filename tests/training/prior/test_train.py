@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 from dnnlib import config as config_files
 from dnnlib.errors import UserError
 from train_prior import main
+from training.prior.config import PriorConfig
 from training.prior.load import load_prior
+from training.prior.loop import save_state
 from training.prior.train import train_prior
 
 
@@ -108,6 +110,23 @@ def test_a_finished_run_can_be_made_longer(trained, tiny_config, tmp_path):
 def test_resuming_from_something_else(tiny_config, tmp_path):
     with pytest.raises(UserError, match="no checkpoint"):
         train_prior(tiny_config, tmp_path, resume=tmp_path)
+    save_state(tmp_path, {"stage": "controlnet"})
+    with pytest.raises(UserError, match="--controlnet-only"):
+        train_prior(tiny_config, tmp_path, resume=tmp_path)
+
+
+def test_resuming_takes_the_configuration_of_the_run(trained, tmp_path, monkeypatch):
+    seen = []
+
+    def record(config, *rest):
+        seen.append(config)
+        return tmp_path
+
+    monkeypatch.setattr("train_prior.train_prior", record)
+    result = CliRunner().invoke(main, ["--outdir", str(tmp_path), "--resume", str(trained[0]), "--kimg", "7"])
+    assert result.exit_code == 0, result.output
+    saved = config_files.load(PriorConfig, trained[0] / "config.json")
+    assert seen == [longer(saved, 7.0)]
 
 
 def test_command_line_errors_are_one_line(tmp_path):
@@ -115,3 +134,10 @@ def test_command_line_errors_are_one_line(tmp_path):
     assert result.exit_code == 2 and "--data" in result.output and "Traceback" not in result.output
     result = CliRunner().invoke(main, ["--outdir", str(tmp_path / "run"), "--set", "diffusion.head=3"])
     assert result.exit_code == 2 and "diffusion.heads" in result.output
+    for option, message in (
+        ("--lr=-1", "lr is -1"),
+        ("--batch=0", "batch is 0"),
+        ("--kimg=-1", "kimg is -1"),
+    ):
+        result = CliRunner().invoke(main, ["--outdir", str(tmp_path / "run"), option])
+        assert result.exit_code == 2 and message in result.output
