@@ -10,6 +10,7 @@ Larsen et al. 2016: their masks and surfaces hold the geometry while the discrim
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -123,9 +124,8 @@ class AdversarialPhase:
         pass
 
     def _generator_step(self, scenes: Scenes, now: Moment, batch: Batch) -> list[Views]:
-        config, models = self.config, self.context.models
-        judges = [models.discriminator, models.discriminator_mask]
-        with frozen(*judges, *([models.parser] if self.parsing else [])):
+        config = self.config
+        with self.frozen_judges():
             fakes = self.generator_gradients(scenes, now, batch)
             self.generator_updater.apply()
             if self.reconstruction:
@@ -135,6 +135,12 @@ class AdversarialPhase:
             self.density_gradients(others)
             self.generator_updater.apply()
         return fakes
+
+    def frozen_judges(self) -> AbstractContextManager[None]:
+        """No gradients for the networks that judge the generator, while it learns from them."""
+        models = self.context.models
+        judges = (models.discriminator, models.discriminator_mask, models.parser)
+        return frozen(*(judge for judge in judges if judge is not None))
 
     @torch.no_grad()
     def generated(self, scenes: Scenes, now: Moment) -> list[Views]:

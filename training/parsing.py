@@ -39,12 +39,16 @@ class Parsing:
 
     def learn(self, reals: Views, batch: int) -> None:
         """A step on true pictures with their masks; ``batch``: how many they are over all processes."""
+        self.gradients(reals)
+        self.updater.apply()
+        self.seen += batch
+
+    def gradients(self, reals: Views) -> None:
+        """Adds the gradients of the parser's own loss, on true pictures with their masks."""
         image, mask = self._seen(reals.image), self._seen(reals.mask)
         chosen = torch.rand(len(image), device=image.device) < _SOFTENED
         loss = parsing_loss(self.parser(soften(image, chosen)), (mask + 1) / 2)
         loss.backward()
-        self.updater.apply()
-        self.seen += batch
         self.curves.add("parser/true", loss)
 
     def terms(self, views: Views) -> list[Term]:

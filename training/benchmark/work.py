@@ -20,7 +20,7 @@ from training.phases import Context, build_models
 from training.pictures import look, ray_chunk
 from training.scene import camera_at, class_map, latent_of_seed, scene_of, ws_of_latent
 from training.schedules import moment
-from training.updates import FiniteGuard, frozen
+from training.updates import FiniteGuard
 from training.views import real_views
 
 
@@ -71,7 +71,7 @@ def training_steps(config: TrainConfig, device: str, *, batch: int) -> Iterator[
     scenes = draw_scenes(size.z_dim, pictures.camera, now.swap_probability)
 
     def generator_step() -> None:
-        with frozen(models.discriminator, models.discriminator_mask):
+        with phase.frozen_judges():
             phase.generator_gradients(scenes, now, pictures)
         models.generator.zero_grad()
 
@@ -83,6 +83,10 @@ def training_steps(config: TrainConfig, device: str, *, batch: int) -> Iterator[
         phase.r1_gradients(reals, pictures.camera, now)
         zero()
 
+    def parser_step() -> None:
+        phase.parsing.gradients(reals)
+        models.parser.zero_grad()
+
     def zero() -> None:
         models.discriminator.zero_grad()
         models.discriminator_mask.zero_grad()
@@ -91,6 +95,8 @@ def training_steps(config: TrainConfig, device: str, *, batch: int) -> Iterator[
     fakes = phase.generated(scenes, now)
     yield Work(f"discriminator steps, batch {batch}", discriminator_step, batch)
     yield Work(f"R1 of both discriminators, batch {batch}", r1_step, batch)
+    if phase.parsing:
+        yield Work(f"parser step, batch {batch}", parser_step, batch)
 
 
 def edit_steps(

@@ -91,9 +91,11 @@ def test_a_tiny_run(tiny, tmp_path, monkeypatch):
     assert figures["machine"]["product"] == found.product and len(figures["rows"]) == len(rows)
 
 
-def test_a_recipe_that_keeps_reconstructions_can_be_measured(tiny):
-    config = config_files.load(TrainConfig, tiny, ["warm_start.keep=1"])
-    for each in work.training_steps(config, "cpu", batch=2):
+def test_a_recipe_that_keeps_reconstructions_and_parses_masks_can_be_measured(tiny):
+    options = ["warm_start.keep=1", "loss.mask_parsing=1", "parser.widths=[8,16]"]
+    steps = list(work.training_steps(config_files.load(TrainConfig, tiny, options), "cpu", batch=2))
+    assert [each.name.split(",")[0] for each in steps][-1] == "parser step"
+    for each in steps:
         each.run()
 
 
