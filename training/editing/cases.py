@@ -133,7 +133,7 @@ CASES = (
     Case("black-hat", 5, hat, "a man wearing a black hat"),
     Case("long-blond", 13, long_hair, "a woman with long blond hair"),
     Case("long-red", 2, long_hair, "a woman with long red hair"),
-    Case("afro", 4, big_hair, "a person with a black afro"),
+    Case("afro", 1, big_hair, "a person with a black afro"),
     Case("short", 29, short_hair, "a man with short brown hair"),
     Case("red-hair", 6, same, "a person with red hair", classes=("hair",)),
     Case("white-hair", 12, same, "an old person with white hair", classes=("hair",)),
