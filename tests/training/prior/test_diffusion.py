@@ -96,7 +96,7 @@ def test_a_dropped_mask_silences_the_controlnet(setting):
     module = modules(setting)
     dropped = make_stage(setting, drop_mask=1.0)
     before = dropped.losses(module, torch.Generator().manual_seed(1))["loss"]
-    dropped.masks = torch.zeros_like(dropped.masks)
+    dropped.data = dataclasses.replace(dropped.data, masks=torch.zeros_like(dropped.data.masks))
     assert torch.equal(before, dropped.losses(module, torch.Generator().manual_seed(1))["loss"])
     seen = make_stage(setting, drop_mask=0.0)
     assert not torch.equal(before, seen.losses(module, torch.Generator().manual_seed(1))["loss"])
