@@ -115,6 +115,10 @@ class LossConfig:
     gamma_mask: float = 10.0  # the same of the mask discriminator, as a multiple of gamma
     r1_every: int = 16  # discriminator steps
 
+    def __post_init__(self) -> None:
+        if self.mask_parsed and not self.mask_parsing:
+            raise UserError("loss.mask_parsed needs the parser of loss.mask_parsing: give that a weight too")
+
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -206,6 +210,10 @@ class ParserConfig:
     groups: int = 8  # of the group normalisation; divides every one of widths
     lr: float = 0.001
     warm_up_kimg: float = 4.0  # the loss's weight grows from 0 while the parser sees so many true pictures
+
+    def __post_init__(self) -> None:
+        if any(width % self.groups for width in self.widths):
+            raise UserError(f"parser.groups is {self.groups}, which must divide all of parser.widths")
 
 
 @dataclass(frozen=True)

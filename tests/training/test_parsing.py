@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from dnnlib.errors import UserError
 from training import snapshots
 from training.curves import Curves
 from training.loop import Trainer
@@ -89,3 +90,11 @@ def test_a_run_goes_on_with_its_parser_and_an_older_run_gets_a_new_one(tiny, tmp
     run(tmp_path / "old", "kimg=0.008")
     old = run(tmp_path / "old", "kimg=0.016", *options, resume=tmp_path / "old")
     assert old.keys() == whole.keys()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"), [("loss.mask_parsed=1", "mask_parsing"), ("parser.widths=[8,12]", "must divide")]
+)
+def test_settings_that_do_not_go_together_are_said(tiny, option: str, message: str):
+    with pytest.raises(UserError, match=message):
+        tiny(option)
