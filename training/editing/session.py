@@ -36,7 +36,7 @@ from training.editing.settings import EditSettings
 from training.generator import Rendering
 from training.network_source import find_network
 from training.pictures import look, to_uint8, write_png
-from training.prior import Prior, PriorMemory, load_prior
+from training.prior import PriorMemory, load_prior
 from training.scene import Scene, camera_at, class_map, latent_of_seed, scene_of, ws_of_latent
 
 Say = Callable[[str], None]
@@ -122,7 +122,6 @@ def run_edit(source_options: SourceOptions, options: EditOptions, say: Say) -> R
     make_folder(options.outdir)
     names = [source.labels.names[c] for c in request.classes]
     say(f"editing {', '.join(names)}: {options.prompt}")
-    options = replace(options, settings=with_clip_weight(options.settings, prior))
     clip = _load_clip(source_options.device) if options.settings.weights.clip else None
     optimiser = EditOptimiser(
         source.scene, prior, request, options.prompt, options.source_prompt, options.settings, clip
@@ -171,14 +170,6 @@ def read_request(source: Source, options: EditOptions, say: Say) -> EditRequest:
     else:
         classes = edited_classes(requested, rendered)
     return EditRequest(requested, rendered, source.camera, classes)
-
-
-def with_clip_weight(settings: EditSettings, prior: Prior) -> EditSettings:
-    """The settings with a number for the weight of CLIP, see :class:`EditWeights`."""
-    if settings.weights.clip is not None:
-        return settings
-    small = prior.vocabulary.words is not None
-    return replace(settings, weights=replace(settings.weights, clip=1.0 if small else 0.0))
 
 
 def _load_clip(device: str) -> Embeddings:

@@ -22,9 +22,7 @@ class EditWeights:
     sdf: float = 2.0  # L1 of the learned field's signed distances to the frozen one's, outside the region
     eikonal: float = 0.05  # of the learned field, inside the region
     consistency: float = 1.0  # of the global SDF and the union of the parts, inside the region
-    # 1 - directional CLIP similarity of the views, by the bundled CLIP. None: 1 with a small prior, whose
-    # portraits it was trained on and which mixes up the colours of hats and clothes, 0 with any other
-    clip: float | None = None
+    clip: float = 0.0  # 1 - directional CLIP similarity of the views, by the bundled CLIP of portraits
 
 
 @dataclass(frozen=True)
