@@ -85,7 +85,7 @@ def _reference(
     """The operation in plain PyTorch."""
     spec = ACTIVATIONS[act]
     if bias is not None:
-        bias = bias.to(x.dtype).reshape([-1 if i == dim % x.ndim else 1 for i in range(x.ndim)])
+        bias = _along(bias.to(x.dtype), dim % x.ndim, x)
     if spec.homogeneous and gain > 0:
         # gain * act(x + b) = act(gain x + gain b): the gain rides on the addition, one pass over x less each
         # way.
@@ -124,13 +124,13 @@ def _value_backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]
     dim, act, alpha, gain, clamp = ctx.settings
     by_bias = ctx.needs_input_grad[1]
     wanted = _FIRST_OF_VALUE if ctx.from_value else _FIRST
-    to_x, to_bias = _gradient(grad, *ctx.saved_tensors, dim, act, wanted, alpha, gain, clamp, by_bias)
+    to_x, to_bias = _gradient(grad, None, *ctx.saved_tensors, dim, act, wanted, alpha, gain, clamp, by_bias)
     return to_x, to_bias if by_bias else None, None, None, None, None, None
 
 
 def _keep_for_gradient(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    factor, x, bias, *settings = inputs
-    ctx.save_for_backward(factor, x, bias)
+    factor, spread, x, bias, *settings = inputs
+    ctx.save_for_backward(factor, spread, x, bias)
     ctx.settings = settings
     ctx.set_materialize_grads(False)
 
@@ -138,25 +138,32 @@ def _keep_for_gradient(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, Te
 def _gradient_backward(
     ctx: FunctionCtx, by_element: Tensor | None, by_sum: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """f'(x + b) g is linear in g; its derivative by x is g f''(x + b)."""
-    factor, x, bias = ctx.saved_tensors
+    """f'(x + b) (g + s) is linear in g and s; its derivative by x is (g + s) f''(x + b)."""
+    factor, spread, x, bias = ctx.saved_tensors
     dim, act, wanted, alpha, gain, clamp, summed = ctx.settings
-    cotangent = by_element
-    if summed and by_sum is not None:
-        spread = by_sum.reshape([-1 if i == dim else 1 for i in range(x.ndim)])
-        cotangent = spread.expand_as(x) if cotangent is None else cotangent + spread
-    if cotangent is None:
-        return (None,) * 10
+    by_factor, by_spread, by_x, by_bias = ctx.needs_input_grad[:4]
+    if not summed:
+        by_sum = None
+    if by_element is None and by_sum is None:
+        return (None,) * 11
     if wanted == _SECOND:
         raise NotImplementedError("bias_act is differentiable twice: R1 and the eikonal loss need no more")
-    by_factor, by_x, by_bias = ctx.needs_input_grad[:3]
-    to_factor = to_x = to_bias = None
-    if by_factor:
-        to_factor, _ = _gradient(cotangent, x, bias, dim, act, wanted, alpha, gain, clamp, False)
+    if by_element is None:
+        by_element, by_sum = _along(by_sum, dim, x).expand_as(x), None
+    to_factor = to_spread = to_x = to_bias = None
+    if by_factor or by_spread:
+        settings = (dim, act, wanted, alpha, gain, clamp, by_spread)
+        to_factor, to_spread = _gradient(by_element, by_sum, x, bias, *settings)
     if (by_x or by_bias) and not list(ACTIVATIONS.values())[act].homogeneous:
-        settings = (dim, act, _SECOND, alpha, gain, clamp, by_bias)
-        to_x, to_bias = _gradient(cotangent * factor, x, bias, *settings)
-    return to_factor, to_x, to_bias if by_bias else None, *(None,) * 7
+        cotangent = by_element if by_sum is None else by_element + _along(by_sum, dim, x)
+        scaled = cotangent * (factor if spread is None else factor + _along(spread, dim, x))
+        to_x, to_bias = _gradient(scaled, None, x, bias, dim, act, _SECOND, alpha, gain, clamp, by_bias)
+    return to_factor, to_spread if by_spread else None, to_x, to_bias if by_bias else None, *(None,) * 7
+
+
+def _along(by_channel: Tensor, dim: int, x: Tensor) -> Tensor:
+    """A number per channel, shaped so that it broadcasts against x."""
+    return by_channel.reshape([-1 if i == dim else 1 for i in range(x.ndim)])
 
 
 _SETTINGS = "float alpha, float gain, float? clamp"
@@ -166,11 +173,12 @@ _value = extension.define(
     _value_backward,
     _keep_for_value,
 )
-# `wanted`'s derivative times the factor; with `sum`, also the sum of that over all but `dim`.
+# `wanted`'s derivative times the sum of factor and spread, of which the second has a number per channel; with
+# `sum`, also the sum of that over all but `dim`.
 _gradient = extension.define(
-    f"bias_act_gradient(Tensor factor, Tensor x, Tensor? bias, int dim, int act, int wanted, {_SETTINGS}, "
-    "bool sum) -> (Tensor, Tensor)",
-    lambda factor, x, bias, dim, *settings: (
+    "bias_act_gradient(Tensor factor, Tensor? spread, Tensor x, Tensor? bias, int dim, int act, int wanted, "
+    f"{_SETTINGS}, bool sum) -> (Tensor, Tensor)",
+    lambda factor, spread, x, bias, dim, *settings: (
         torch.empty_like(x),
         x.new_empty(x.shape[dim] if settings[-1] else 0),
     ),

@@ -186,10 +186,29 @@ def test_native_is_a_good_citizen_of_torch(native, act, wanted):
     factor = torch.randn(2, 3, 4, requires_grad=True)
     ops = torch.ops.mate3d
     torch.library.opcheck(ops.bias_act.default, (x, bias, 1, number, 0.2, 1.4, 0.9))
-    for summed in (False, True):
-        torch.library.opcheck(
-            ops.bias_act_gradient.default, (factor, x, bias, 1, number, wanted, 0.2, 1.4, None, summed)
-        )
+    for spread in (None, torch.randn(3, requires_grad=True)):
+        for summed in (False, True):
+            arguments = (factor, spread, x, bias, 1, number, wanted, 0.2, 1.4, None, summed)
+            torch.library.opcheck(ops.bias_act_gradient.default, arguments)
+
+
+@pytest.mark.parametrize(("act", "wanted"), [("lrelu", 1), ("tanh", 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_native_gradient_adds_a_number_per_channel_to_its_factor(native, act, wanted, layout):
+    number = list(ACTIVATIONS).index(act)
+    x = torch.randn(2, 3, 4, 5).double().contiguous(memory_format=layout).requires_grad_()
+    factor, spread, bias = torch.randn_like(x), torch.randn(3).double(), torch.randn(3).double()
+
+    def function(factor, spread, x, bias):
+        arguments = (x, bias, 1, number, wanted, 0.2, 1.4, 2.0, True)
+        return torch.ops.mate3d.bias_act_gradient(factor, spread, *arguments)
+
+    inputs = [each.detach().requires_grad_() for each in (factor, spread, x, bias)]
+    for one, other in zip(
+        function(*inputs), function(factor + spread[:, None, None], None, x, bias), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+    torch.autograd.gradcheck(function, inputs)
 
 
 def test_native_is_compiled_as_one_graph(native):

@@ -35,27 +35,30 @@ constexpr int64_t kGrain = 32768;  // elements worth a thread
 constexpr int64_t kPiece = 8192;   // elements whose sum is one float's work: their rounding stays below 1e-6
 constexpr int64_t kPattern = 256;  // shortest run of channel-innermost elements that repays its loop
 
-// `count` elements that share a bias. Returns the sum of what they become, which costs a derivative next to nothing
-// and is 0 for the value.
+// `count` elements that share a bias and what is added to their factors. Returns the sum of what they become, which
+// costs a derivative next to nothing and is 0 for the value.
 template <Activation act, Wanted wanted, typename T>
-T run_of_one_channel(const T* __restrict__ x, T bias, const T* __restrict__ factor, T* __restrict__ y, int64_t count,
-                     T alpha, T gain, T clamp) {
+T run_of_one_channel(const T* __restrict__ x, T bias, const T* __restrict__ factor, T spread, T* __restrict__ y,
+                     int64_t count, T alpha, T gain, T clamp) {
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < count; ++i) {
-    y[i] = element<act, wanted, T>(wanted == Wanted::value ? T(1) : factor[i], x[i], bias, alpha, gain, clamp);
+    const T scale = wanted == Wanted::value ? T(1) : factor[i] + spread;
+    y[i] = element<act, wanted, T>(scale, x[i], bias, alpha, gain, clamp);
     if constexpr (wanted != Wanted::value) sum += y[i];
   }
   return sum;
 }
 
-// `count` elements each of which has its own bias; adds what they become to `sum`.
+// `count` elements each of which has its own bias and addend to the factor; adds what they become to `sum`.
 template <Activation act, Wanted wanted, typename T>
 void run_across_channels(const T* __restrict__ x, const T* __restrict__ bias, const T* __restrict__ factor,
-                         T* __restrict__ y, T* __restrict__ sum, int64_t count, T alpha, T gain, T clamp) {
+                         const T* __restrict__ spread, T* __restrict__ y, T* __restrict__ sum, int64_t count, T alpha,
+                         T gain, T clamp) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
-    y[i] = element<act, wanted, T>(wanted == Wanted::value ? T(1) : factor[i], x[i], bias[i], alpha, gain, clamp);
+    const T scale = wanted == Wanted::value ? T(1) : factor[i] + spread[i];
+    y[i] = element<act, wanted, T>(scale, x[i], bias[i], alpha, gain, clamp);
     if constexpr (wanted != Wanted::value) sum[i] += y[i];
   }
 }
@@ -70,10 +73,11 @@ void cpu_rows(const BiasActArguments<T, T>& a, T* sums) {
                    [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = i / pieces, start = i % pieces * kPiece, at = row * a.step + start;
+      const int64_t channel = row % a.channels;
       const T* factor = wanted == Wanted::value ? nullptr : a.factor + at;
       const T sum = run_of_one_channel<act, wanted>(
-          a.x + at, a.bias ? a.bias[row % a.channels] : T(0), factor, a.y + at, std::min(kPiece, a.step - start),
-          a.alpha, a.gain, a.clamp);
+          a.x + at, a.bias ? a.bias[channel] : T(0), factor, a.spread ? a.spread[channel] : T(0), a.y + at,
+          std::min(kPiece, a.step - start), a.alpha, a.gain, a.clamp);
       if (sums) partial[i] = sum;
     }
   });
@@ -96,15 +100,16 @@ void cpu_pixels(const BiasActArguments<T, T>& a, T* sums) {
   const int64_t total = a.outer * a.channels;
   // Sums are those of fixed blocks, so that they do not depend on the number of threads.
   const int64_t block = std::max<int64_t>(1, kGrain / run) * run, blocks = (total + block - 1) / block;
-  std::vector<T> bias(run, T(0)), partial(wanted == Wanted::value ? 0 : blocks * run, T(0));
+  std::vector<T> bias(run, T(0)), spread(run, T(0)), partial(wanted == Wanted::value ? 0 : blocks * run, T(0));
   for (int64_t i = 0; a.bias && i < run; ++i) bias[i] = a.bias[i % a.channels];
+  for (int64_t i = 0; a.spread && i < run; ++i) spread[i] = a.spread[i % a.channels];
   at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       T* sum = wanted == Wanted::value ? nullptr : partial.data() + b * run;
       for (int64_t at = b * block; at < std::min(total, (b + 1) * block); at += run) {
         const T* factor = wanted == Wanted::value ? nullptr : a.factor + at;
-        run_across_channels<act, wanted>(a.x + at, bias.data(), factor, a.y + at, sum,
-                                                   std::min(run, total - at), a.alpha, a.gain, a.clamp);
+        run_across_channels<act, wanted>(a.x + at, bias.data(), factor, spread.data(), a.y + at, sum,
+                                         std::min(run, total - at), a.alpha, a.gain, a.clamp);
       }
     }
   });
@@ -135,19 +140,22 @@ struct Call {
 
 // The result, and its sum over all but `dim` if that is wanted (else no elements).
 std::tuple<at::Tensor, at::Tensor> compute(const at::Tensor& x_any, const std::optional<at::Tensor>& bias_any,
-                                           const std::optional<at::Tensor>& factor_any, const Call& call) {
+                                           const std::optional<at::Tensor>& factor_any,
+                                           const std::optional<at::Tensor>& spread_any, const Call& call) {
   TORCH_CHECK(call.dim >= 0 && call.dim < x_any.dim(), "bias_act: no dimension ", call.dim);
   // The kernels walk through memory, whatever the order of the dimensions.
   const at::Tensor x = x_any.is_non_overlapping_and_dense() ? x_any : x_any.contiguous();
   const at::Tensor y = at::empty_like(x);
-  at::Tensor bias, factor;
-  if (bias_any.has_value()) {
-    bias = bias_any->contiguous();
-    TORCH_CHECK(bias.dim() == 1 && bias.size(0) == x.size(call.dim), "bias_act: the bias does not fit dimension ",
-                call.dim);
-    TORCH_CHECK(bias.scalar_type() == x.scalar_type() && bias.device() == x.device(),
-                "bias_act: x and bias differ in type or device");
-  }
+  auto by_channel = [&](const std::optional<at::Tensor>& given, const char* name) {
+    if (!given.has_value()) return at::Tensor();
+    TORCH_CHECK(given->dim() == 1 && given->size(0) == x.size(call.dim), "bias_act: the ", name,
+                " does not fit dimension ", call.dim);
+    TORCH_CHECK(given->scalar_type() == x.scalar_type() && given->device() == x.device(), "bias_act: x and ", name,
+                " differ in type or device");
+    return given->contiguous();
+  };
+  const at::Tensor bias = by_channel(bias_any, "bias"), spread = by_channel(spread_any, "spread");
+  at::Tensor factor;
   if (factor_any.has_value()) {
     factor = *factor_any;
     TORCH_CHECK(factor.sizes() == x.sizes() && factor.scalar_type() == x.scalar_type() &&
@@ -169,6 +177,7 @@ std::tuple<at::Tensor, at::Tensor> compute(const at::Tensor& x_any, const std::o
         static_cast<const T*>(x.const_data_ptr()),
         bias.defined() ? static_cast<const T*>(bias.const_data_ptr()) : nullptr,
         factor.defined() ? static_cast<const T*>(factor.const_data_ptr()) : nullptr,
+        spread.defined() ? static_cast<const T*>(spread.const_data_ptr()) : nullptr,
         static_cast<T*>(y.mutable_data_ptr()),
         x.numel() / (channels * step), channels, step,
         Compute(call.alpha), Compute(call.gain), Compute(call.clamp)};
@@ -222,10 +231,11 @@ double bound(std::optional<double> clamp) { return clamp.value_or(std::numeric_l
 at::Tensor bias_act(const at::Tensor& x, const std::optional<at::Tensor>& bias, int64_t dim, int64_t act, double alpha,
                     double gain, std::optional<double> clamp) {
   const Call call{dim, checked_activation(act), Wanted::value, alpha, gain, bound(clamp), false};
-  return std::get<0>(compute(x, bias, std::nullopt, call));
+  return std::get<0>(compute(x, bias, std::nullopt, std::nullopt, call));
 }
 
-std::tuple<at::Tensor, at::Tensor> bias_act_gradient(const at::Tensor& factor, const at::Tensor& x,
+std::tuple<at::Tensor, at::Tensor> bias_act_gradient(const at::Tensor& factor,
+                                                     const std::optional<at::Tensor>& spread, const at::Tensor& x,
                                                      const std::optional<at::Tensor>& bias, int64_t dim, int64_t act,
                                                      int64_t wanted, double alpha, double gain,
                                                      std::optional<double> clamp, bool sum) {
@@ -234,7 +244,7 @@ std::tuple<at::Tensor, at::Tensor> bias_act_gradient(const at::Tensor& factor, c
               "bias_act: no derivative ", wanted);
   TORCH_CHECK(Wanted(wanted) != Wanted::first_of_value || is_homogeneous(known),
               "bias_act: the value of this activation does not tell its derivative");
-  return compute(x, bias, factor, Call{dim, known, Wanted(wanted), alpha, gain, bound(clamp), sum});
+  return compute(x, bias, factor, spread, Call{dim, known, Wanted(wanted), alpha, gain, bound(clamp), sum});
 }
 
 }  // namespace

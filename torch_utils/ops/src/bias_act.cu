@@ -14,8 +14,10 @@ template <Activation act, Wanted wanted, typename T, typename Compute>
 __global__ void __launch_bounds__(kThreads) bias_act_kernel(BiasActArguments<T, Compute> a) {
   const int64_t count = a.outer * a.channels * a.step, stride = int64_t(blockDim.x) * gridDim.x;
   for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < count; i += stride) {
-    const Compute bias = a.bias ? Compute(a.bias[(i / a.step) % a.channels]) : Compute(0);
-    const Compute factor = wanted == Wanted::value ? Compute(1) : Compute(a.factor[i]);
+    const int64_t channel = a.bias || a.spread ? (i / a.step) % a.channels : 0;
+    const Compute bias = a.bias ? Compute(a.bias[channel]) : Compute(0);
+    const Compute spread = a.spread ? Compute(a.spread[channel]) : Compute(0);
+    const Compute factor = wanted == Wanted::value ? Compute(1) : Compute(a.factor[i]) + spread;
     a.y[i] = T(element<act, wanted, Compute>(factor, Compute(a.x[i]), bias, a.alpha, a.gain, a.clamp));
   }
 }
@@ -36,7 +38,7 @@ const char* launch(Activation act, Wanted wanted, const BiasActArguments<T, Comp
 template <typename T>
 BiasActArguments<T, float> as(const BiasActArguments<uint16_t, float>& a) {
   return {reinterpret_cast<const T*>(a.x), reinterpret_cast<const T*>(a.bias), reinterpret_cast<const T*>(a.factor),
-          reinterpret_cast<T*>(a.y), a.outer, a.channels, a.step, a.alpha, a.gain, a.clamp};
+          reinterpret_cast<const T*>(a.spread), reinterpret_cast<T*>(a.y), a.outer, a.channels, a.step, a.alpha, a.gain, a.clamp};
 }
 
 }  // namespace

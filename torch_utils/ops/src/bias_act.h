@@ -80,6 +80,7 @@ struct BiasActArguments {
   const T* x;
   const T* bias;    // or null
   const T* factor;  // null for the value
+  const T* spread;  // what is added to the factor, a number per channel; or null
   T* y;
   int64_t outer, channels, step;
   Compute alpha, gain, clamp;
