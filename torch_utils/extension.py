@@ -87,15 +87,16 @@ def define(
 
     fake: the same signature on tensors without data, for shapes, strides and types (``torch.compile``).
     backward, setup_context: as in ``torch.library.register_autograd``; an operation without them may only be
-    called where nothing needs a gradient, and says so otherwise.
+    called where nothing needs a gradient, and says so otherwise; so may one that changes its arguments.
     Kernels come with a library that :func:`loaded` loads.
     """
     name = f"mate3d::{schema[: schema.index('(')]}"
     torch.library.define(name, schema[schema.index("(") :], lib=_LIBRARY)
     torch.library.register_fake(name, fake, lib=_LIBRARY)
-    torch.library.register_autograd(
-        name, backward or _not_differentiable(name), setup_context=setup_context, lib=_LIBRARY
-    )
+    if "!" not in schema:  # torch differentiates only what leaves its arguments as they are
+        torch.library.register_autograd(
+            name, backward or _not_differentiable(name), setup_context=setup_context, lib=_LIBRARY
+        )
     return getattr(torch.ops.mate3d, name.removeprefix("mate3d::")).default
 
 

@@ -56,13 +56,15 @@ def bias_act(
     alpha: float | None = None,
     gain: float | None = None,
     clamp: float | None = None,
+    overwrite: bool = False,
     impl: str = "auto",
 ) -> Tensor:
     """Adds a bias along ``dim``, applies an activation, scales, clamps. Differentiable to second order.
 
     x: any shape; bias: (x.shape[dim],) or None. ``alpha`` (slope of lrelu below zero) and ``gain`` default to
-    the activation's own; ``clamp`` bounds the absolute value of the result. ``impl`` is 'auto', 'reference'
-    or 'native'.
+    the activation's own; ``clamp`` bounds the absolute value of the result. ``overwrite``: the caller needs x
+    no more, so where no gradient needs it either its memory may take the result, which saves a large tensor's
+    page faults. ``impl`` is 'auto', 'reference' or 'native'.
     """
     if act not in ACTIVATIONS:
         raise ValueError(f"act is '{act}'; it must be one of {', '.join(ACTIVATIONS)}")
@@ -70,12 +72,20 @@ def bias_act(
     alpha = spec.alpha if alpha is None else float(alpha)
     gain = spec.gain if gain is None else float(gain)
     supported = x.dtype in NATIVE_TYPES.get(x.device.type, ()) and x.ndim > 0
+    differentiated = x.requires_grad or (bias is not None and bias.requires_grad)
+    overwrite = overwrite and not (differentiated and torch.is_grad_enabled())
     # An addition alone is one pass already, and its gradient is the very one that comes in.
     if act == "linear" and gain == 1 and clamp is None and impl == "auto":
+        if overwrite and bias is not None:
+            return x.add_(_along(bias.to(x.dtype), dim % x.ndim, x))
         impl = "reference"
     if supported and extension.use_native("bias_act", impl, x.device, x.numel()):
         bias = None if bias is None else bias.to(x.dtype)
-        return _value(x, bias, dim % x.ndim, list(ACTIVATIONS).index(act), alpha, gain, clamp)
+        settings = (dim % x.ndim, list(ACTIVATIONS).index(act), alpha, gain, clamp)
+        if overwrite and _dense(x):
+            _value_in_place(x, bias, *settings)
+            return x
+        return _value(x, bias, *settings)
     return _reference(x, bias, dim, act, alpha, gain, clamp)
 
 
@@ -161,6 +171,10 @@ def _gradient_backward(
     return to_factor, to_spread if by_spread else None, to_x, to_bias if by_bias else None, *(None,) * 7
 
 
+def _dense(x: Tensor) -> bool:
+    return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+
+
 def _along(by_channel: Tensor, dim: int, x: Tensor) -> Tensor:
     """A number per channel, shaped so that it broadcasts against x."""
     return by_channel.reshape([-1 if i == dim else 1 for i in range(x.ndim)])
@@ -172,6 +186,9 @@ _value = extension.define(
     lambda x, *_: torch.empty_like(x),
     _value_backward,
     _keep_for_value,
+)
+_value_in_place = extension.define(
+    f"bias_act_(Tensor(a!) x, Tensor? bias, int dim, int act, {_SETTINGS}) -> ()", lambda x, *_: None
 )
 # `wanted`'s derivative times the sum of factor and spread, of which the second has a number per channel; with
 # `sum`, also the sum of that over all but `dim`.

@@ -60,7 +60,7 @@ class FullyConnectedLayer(nn.Module):
             bias = bias.to(x.dtype) * self.bias_gain if self.bias_gain != 1 else bias.to(x.dtype)
         if self.activation == "linear":
             return F.linear(x, weight, bias)
-        return bias_act(F.linear(x, weight), bias, dim=-1, act=self.activation)
+        return bias_act(F.linear(x, weight), bias, dim=-1, act=self.activation, overwrite=True)
 
 
 def conv2d_up2(x: Tensor, weight: Tensor, resample_filter: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ class SynthesisLayer(nn.Module):
             resample_filter=self.resample_filter,
             flip_weight=self.up == 1,  # as published: up-convolutions do not flip back
         )
-        return bias_act(y, self.bias, act="lrelu", clamp=self.conv_clamp)
+        return bias_act(y, self.bias, act="lrelu", clamp=self.conv_clamp, overwrite=True)
 
     def _noise(self, batch: int, mode: str) -> Tensor | None:
         """Noise of this layer's strength, broadcastable to (N, out, R, R), or None."""
@@ -215,7 +215,7 @@ class OutputLayer(nn.Module):
         """x (N, in, H, W), w (N, w_dim) -> (N, out, H, W)."""
         styles = self.affine(w) * self.style_gain
         y = modulated_conv2d(x, self.weight, styles, demodulate=False)
-        return bias_act(y, self.bias, clamp=self.conv_clamp)
+        return bias_act(y, self.bias, clamp=self.conv_clamp, overwrite=True)
 
 
 class Conv2dLayer(nn.Module):
@@ -251,6 +251,5 @@ class Conv2dLayer(nn.Module):
         else:
             x = conv2d_down2(x, weight, self.resample_filter)
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
-        return bias_act(
-            x, self.bias, act=self.activation, gain=ACTIVATIONS[self.activation].gain * gain, clamp=clamp
-        )
+        gain *= ACTIVATIONS[self.activation].gain
+        return bias_act(x, self.bias, act=self.activation, gain=gain, clamp=clamp, overwrite=True)

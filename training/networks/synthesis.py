@@ -129,4 +129,4 @@ def add_to_skip(skip: Tensor | None, new: Tensor, resample_filter: Tensor) -> Te
     """Adds a block's output (N, K, 2R, 2R) in float32 to the up-sampled sum (N, K, R, R) of the blocks
     before."""
     new = new.float()
-    return new if skip is None else upsample2d(skip, resample_filter) + new
+    return new if skip is None else upsample2d(skip, resample_filter).add_(new)

@@ -61,6 +61,31 @@ def test_input_is_left_as_it_is():
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("impl", ["auto", "reference", "native"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("act", ["linear", "lrelu", "tanh"])
+def test_what_nobody_needs_any_more_may_be_overwritten(impl, layout, act):
+    x, bias = torch.randn(2, 3, 40, 40).contiguous(memory_format=layout), torch.randn(3)
+    expected = bias_act(x, bias, act=act, gain=1, impl="reference")
+    for each, overwritten in ((x.clone(), True), (x[..., ::2].clone()[..., ::2], False)):
+        same = expected if overwritten else bias_act(each, bias, act=act, gain=1, impl="reference")
+        y = bias_act(each, bias, act=act, gain=1, overwrite=True, impl=impl)
+        torch.testing.assert_close(y, same)
+        native = impl == "native" and "cpu" in extension.loaded("bias_act")
+        if overwritten and native:
+            assert y.data_ptr() == each.data_ptr()
+
+
+@pytest.mark.parametrize("impl", ["auto", "native"])
+def test_what_a_gradient_needs_is_not_overwritten(impl):
+    bias = torch.randn(3, requires_grad=True)
+    for x in (torch.randn(2, 3, 64, 64), torch.randn(2, 3, 64, 64, requires_grad=True)):
+        before = x.detach().clone()
+        y = bias_act(x, bias, act="lrelu", overwrite=True, impl=impl)
+        y.sum().backward()
+        assert torch.equal(x, before)
+
+
 def test_half_precision_keeps_its_type():
     y = bias_act(torch.randn(2, 3, dtype=torch.float16), torch.randn(3), act="lrelu")
     assert y.dtype == torch.float16
@@ -186,6 +211,7 @@ def test_native_is_a_good_citizen_of_torch(native, act, wanted):
     factor = torch.randn(2, 3, 4, requires_grad=True)
     ops = torch.ops.mate3d
     torch.library.opcheck(ops.bias_act.default, (x, bias, 1, number, 0.2, 1.4, 0.9))
+    torch.library.opcheck(ops.bias_act_.default, (x.detach(), bias.detach(), 1, number, 0.2, 1.4, 0.9))
     for spread in (None, torch.randn(3, requires_grad=True)):
         for summed in (False, True):
             arguments = (factor, spread, x, bias, 1, number, wanted, 0.2, 1.4, None, summed)

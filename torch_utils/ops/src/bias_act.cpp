@@ -35,11 +35,12 @@ constexpr int64_t kGrain = 32768;  // elements worth a thread
 constexpr int64_t kPiece = 8192;   // elements whose sum is one float's work: their rounding stays below 1e-6
 constexpr int64_t kPattern = 256;  // shortest run of channel-innermost elements that repays its loop
 
+// In both loops y may be x: `omp simd` tells the compiler that elements do not depend on each other.
+
 // `count` elements that share a bias and what is added to their factors. Returns the sum of what they become, which
 // costs a derivative next to nothing and is 0 for the value.
 template <Activation act, Wanted wanted, typename T>
-T run_of_one_channel(const T* __restrict__ x, T bias, const T* __restrict__ factor, T spread, T* __restrict__ y,
-                     int64_t count, T alpha, T gain, T clamp) {
+T run_of_one_channel(const T* x, T bias, const T* factor, T spread, T* y, int64_t count, T alpha, T gain, T clamp) {
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < count; ++i) {
@@ -52,9 +53,8 @@ T run_of_one_channel(const T* __restrict__ x, T bias, const T* __restrict__ fact
 
 // `count` elements each of which has its own bias and addend to the factor; adds what they become to `sum`.
 template <Activation act, Wanted wanted, typename T>
-void run_across_channels(const T* __restrict__ x, const T* __restrict__ bias, const T* __restrict__ factor,
-                         const T* __restrict__ spread, T* __restrict__ y, T* __restrict__ sum, int64_t count, T alpha,
-                         T gain, T clamp) {
+void run_across_channels(const T* x, const T* bias, const T* factor, const T* spread, T* y, T* sum, int64_t count,
+                         T alpha, T gain, T clamp) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
     const T scale = wanted == Wanted::value ? T(1) : factor[i] + spread[i];
@@ -136,6 +136,7 @@ struct Call {
   Wanted wanted;
   double alpha, gain, clamp;
   bool sum;
+  bool in_place = false;  // the result takes the place of x, which must be dense
 };
 
 // The result, and its sum over all but `dim` if that is wanted (else no elements).
@@ -145,7 +146,8 @@ std::tuple<at::Tensor, at::Tensor> compute(const at::Tensor& x_any, const std::o
   TORCH_CHECK(call.dim >= 0 && call.dim < x_any.dim(), "bias_act: no dimension ", call.dim);
   // The kernels walk through memory, whatever the order of the dimensions.
   const at::Tensor x = x_any.is_non_overlapping_and_dense() ? x_any : x_any.contiguous();
-  const at::Tensor y = at::empty_like(x);
+  TORCH_CHECK(!call.in_place || x.is_same(x_any), "bias_act_: x has gaps in memory or overlaps itself");
+  const at::Tensor y = call.in_place ? x : at::empty_like(x);
   auto by_channel = [&](const std::optional<at::Tensor>& given, const char* name) {
     if (!given.has_value()) return at::Tensor();
     TORCH_CHECK(given->dim() == 1 && given->size(0) == x.size(call.dim), "bias_act: the ", name,
@@ -234,6 +236,13 @@ at::Tensor bias_act(const at::Tensor& x, const std::optional<at::Tensor>& bias, 
   return std::get<0>(compute(x, bias, std::nullopt, std::nullopt, call));
 }
 
+void bias_act_(at::Tensor& x, const std::optional<at::Tensor>& bias, int64_t dim, int64_t act, double alpha,
+               double gain, std::optional<double> clamp) {
+  Call call{dim, checked_activation(act), Wanted::value, alpha, gain, bound(clamp), false};
+  call.in_place = true;
+  compute(x, bias, std::nullopt, std::nullopt, call);
+}
+
 std::tuple<at::Tensor, at::Tensor> bias_act_gradient(const at::Tensor& factor,
                                                      const std::optional<at::Tensor>& spread, const at::Tensor& x,
                                                      const std::optional<at::Tensor>& bias, int64_t dim, int64_t act,
@@ -251,12 +260,14 @@ std::tuple<at::Tensor, at::Tensor> bias_act_gradient(const at::Tensor& factor,
 
 TORCH_LIBRARY_IMPL(mate3d, CPU, library) {
   library.impl("bias_act", &bias_act);
+  library.impl("bias_act_", &bias_act_);
   library.impl("bias_act_gradient", &bias_act_gradient);
 }
 
 #ifdef MATE3D_CUDA
 TORCH_LIBRARY_IMPL(mate3d, CUDA, library) {
   library.impl("bias_act", &bias_act);
+  library.impl("bias_act_", &bias_act_);
   library.impl("bias_act_gradient", &bias_act_gradient);
 }
 #endif
