@@ -229,11 +229,11 @@ class Trainer:
             )
 
     def _start_from(self, source: Path) -> None:
-        """Adversarial training of a finished generator: weights only, everything else is new."""
+        """Training of a finished generator from after the spheres on: weights only, all else is new."""
         tensors, _ = checkpoint.load(source, device=self.device)
         for module in (self.context.models.generator, self.context.models.average):
             _load(module, tensors, source)
-        self.progress.phase = PHASES.index("adversarial")
+        self.progress.phase = PHASES.index("sphere") + 1
         self._enter_phase()
 
     def _reenter_phase(self, state: dict) -> None:

@@ -117,11 +117,14 @@ def test_non_finite_gradients_are_counted_and_end_the_run(tiny, tmp_path: Path):
     assert trainer.context.models.generator.synthesis.b4.const.isfinite().all()
 
 
-def test_training_starts_from_a_generator_file(tiny, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("overrides", "phase"), [((), "adversarial"), (("warm_start.kimg=1", "warm_start.batch=4"), "warm_start")]
+)
+def test_training_starts_from_a_generator_file(tiny, tmp_path: Path, overrides, phase):
     run(tiny(), tmp_path / "first")
     file = tmp_path / "first" / "network-snapshot-000000.safetensors"
-    trainer = Trainer(tiny(), tmp_path / "second", CPU, file)
-    assert trainer.phase.name == "adversarial"
+    trainer = Trainer(tiny(*overrides), tmp_path / "second", CPU, file)
+    assert trainer.phase.name == phase
     assert trainer.progress.total == 0
     saved = Generator.load(file).state_dict()
     weights = trainer.context.models.generator.state_dict()
