@@ -20,6 +20,7 @@ from training.editing.settings import EditSettings
 from training.gallery import parse_seeds
 from training.generator import Generator
 from training.metrics import evaluation
+from training.metrics.edit_cases import FIRST_SEED
 from training.metrics.edit_runs import EditRun, chosen_cases, evaluate_edits
 from training.metrics.edits import EditJudges, score_true
 from training.metrics.evaluation import GeometryOptions
@@ -204,6 +205,9 @@ def geometry(
 @_HELD_OUT
 @click.option("--prior", default=str(PRIOR), help="Diffusion prior.", show_default="bundled")
 @click.option("--cases", help="Which of the fixed list, as 0-9 or hat-red,bald-1.", show_default="all")
+@click.option(
+    "--first-seed", type=click.IntRange(min=0), default=FIRST_SEED, help="Another: the list on other people."
+)
 @click.option("--list", "list_only", is_flag=True, help="Print the fixed list and stop.")
 @click.option(
     "--outdir", type=_FILE, default=Path("out/edits"), help="A folder per case; finished ones stay."
@@ -221,6 +225,7 @@ def edits(
     held_out: float,
     prior: str,
     cases: str | None,
+    first_seed: int,
     list_only: bool,
     outdir: Path,
     rescore: bool,
@@ -229,7 +234,7 @@ def edits(
     overrides: tuple[str, ...],
 ) -> None:
     """Run and score the fixed list of edits; what is in --outdir already is not run again."""
-    chosen = chosen_cases(cases)
+    chosen = chosen_cases(cases, first_seed)
     if list_only:
         for number, case in enumerate(chosen):
             click.echo(f"{number:2d}  {case.name:15s} seed {case.seed}  {case.prompt}")
@@ -238,7 +243,7 @@ def edits(
     settings = config_files.load(EditSettings, {"objective": objective, "steps": steps}, overrides)
     network = find_network(network)
     config = _open(network, device).config
-    run = EditRun(network, prior, outdir, settings, device, rescore)
+    run = EditRun(network, prior, outdir, settings, device, rescore, first_seed)
     found = evaluate_edits(run, chosen, label_set(config.labels), click.echo)
     if evaluation.fits(data, config, "--data", click.echo):
         portraits = read_set(

@@ -175,6 +175,8 @@ def test_edits_are_run_scored_and_kept(models: Path, tmp_path: Path, monkeypatch
     named = ("edits", "--network", models)  # the folder stands for the network in it
     other = run(*named, *fixed, "--steps", "2")
     assert other.exit_code == 2 and "another settings: give another --outdir" in other.output
+    other = run(*named, *fixed, "--first-seed", "2000")
+    assert other.exit_code == 2 and "another first seed: give another --outdir" in other.output
     copy = tmp_path / "copy" / "prior"  # of the same name, but not the same
     shutil.copytree(models / "prior", copy)
     weights = next((copy / "unet").glob("*.safetensors"))

@@ -14,7 +14,7 @@ from dnnlib.files import read_json, sha256, write_json
 from training.editing.cases import Case, Unpaintable, contact_sheet, run_case
 from training.editing.report import REPORT
 from training.editing.settings import EditSettings
-from training.metrics.edit_cases import FIXED_CASES
+from training.metrics.edit_cases import FIRST_SEED, FIXED_CASES, cases_from
 from training.metrics.edits import EditJudges, means, score_folder
 from training.metrics.tables import rounded
 from training.pictures import write_png
@@ -35,13 +35,16 @@ class EditRun:
     settings: EditSettings
     device: str = "cpu"
     rescore: bool = False  # judge finished edits again: the judges may have changed
+    first_seed: int = FIRST_SEED  # of the cases
 
 
-def chosen_cases(text: str | None) -> list[Case]:
-    """'0-9', '3,7-8' or names ('hat-red,bald-1') of the fixed list; None: all."""
+def chosen_cases(text: str | None, first_seed: int = FIRST_SEED) -> list[Case]:
+    """'0-9', '3,7-8' or names ('hat-red,bald-1') of the fixed list; None: all. The first case has the seed
+    ``first_seed``."""
+    known = cases_from(first_seed)
     if text is None:
-        return list(FIXED_CASES)
-    names = {case.name: number for number, case in enumerate(FIXED_CASES)}
+        return list(known)
+    names = {case.name: number for number, case in enumerate(known)}
     found: list[int] = []
     for part in (word.strip() for word in text.split(",")):
         if part in names:
@@ -51,10 +54,10 @@ def chosen_cases(text: str | None) -> list[Case]:
         if not (first.isdigit() and (last or first).isdigit()):
             raise UserError(f"--cases '{text}': '{part}' is neither a number as 3 or 0-9 nor a case's name")
         numbers = range(int(first), int(last or first) + 1)
-        if not numbers or numbers[-1] >= len(FIXED_CASES):
-            raise UserError(f"--cases '{text}': the cases are 0 to {len(FIXED_CASES) - 1}")
+        if not numbers or numbers[-1] >= len(known):
+            raise UserError(f"--cases '{text}': the cases are 0 to {len(known) - 1}")
         found += numbers
-    return [FIXED_CASES[number] for number in dict.fromkeys(found)]
+    return [known[number] for number in dict.fromkeys(found)]
 
 
 def evaluate_edits(run: EditRun, cases: Sequence[Case], labels: LabelSet, say: Say = print) -> dict[str, Any]:
@@ -111,17 +114,18 @@ def _check_folder(run: EditRun) -> None:
         "network_sha256": sha256(run.network),
         "prior": _identity(run.prior),
         "settings": config_files.to_dict(run.settings),
+        "first_seed": run.first_seed,
     }
     path = run.outdir / _RUN
     if not path.exists():
         load_prior(run.prior)  # says what is wrong with it before anything is written
         write_json(path, wanted)
         return
-    found = read_json(path)
+    found = {"first_seed": FIRST_SEED, **read_json(path)}  # which older folders do not mention
     differs = [name for name in wanted if found.get(name) != wanted[name]]
     if differs:
         raise UserError(
-            f"{run.outdir} holds edits with another {differs[0].removesuffix('_sha256')}: "
+            f"{run.outdir} holds edits with another {differs[0].removesuffix('_sha256').replace('_', ' ')}: "
             "give another --outdir"
         )
 

@@ -82,6 +82,10 @@ def test_choosing_cases() -> None:
     assert chosen_cases(None) == list(FIXED_CASES)
     assert chosen_cases("0-2, 7") == [FIXED_CASES[i] for i in (0, 1, 2, 7)]
     assert [case.name for case in chosen_cases("bald-1,hat-red")] == ["bald-1", "hat-red"]
+    others = chosen_cases("0-1", first_seed=7)
+    assert [(case.name, case.seed) for case in others] == [
+        (c.name, 7 + i) for i, c in enumerate(FIXED_CASES[:2])
+    ]
     for wrong in ("x", "3-1", "0-999", "-1"):
         with pytest.raises(UserError, match="--cases"):
             chosen_cases(wrong)
