@@ -22,7 +22,7 @@ _SMALLEST_TILE = 128
 _LARGEST_TILE = 256
 _FRAME = 256  # side of a scene in videos of small models
 _FPS = 20
-_CHUNK = {"cpu": 1 << 10, "cuda": 1 << 14}  # rays at a time: bounds the memory of large models
+_CHUNK = {"cpu": 1 << 13, "cuda": 1 << 14}  # rays at a time: bounds the memory of large models
 
 
 def to_uint8(image: Tensor) -> np.ndarray:
@@ -55,8 +55,8 @@ def tile_side(resolution: int) -> int:
 
 
 def ray_chunk(device: torch.device) -> int:
-    """Rays to evaluate at once without gradients: on a CPU few, whose samples fit its caches; on a GPU enough
-    to be busy with."""
+    """Rays to evaluate at once without gradients: on a CPU so many that their samples take less memory than
+    the super-resolution after them, whose peak it then is; on a GPU enough to be busy with."""
     return _CHUNK["cpu" if device.type == "cpu" else "cuda"]
 
 
