@@ -80,22 +80,30 @@ def aggregate_distance(moments: Moments, posterior: Posterior) -> Tensor:
 
 @torch.no_grad()
 def whiten(moments: Moments, encoder: Encoder, mappings: Iterable[MappingNetwork]) -> None:
-    """Replaces latents z by y = diag(1 / sqrt(l)) V^T (z - m), with z's mean m and covariance V diag(l) V^T.
+    """Replaces latents z by y = T (z - m), with z's mean m and a T that makes both of z's covariances diagonal.
+
+    C is the covariance of all latents, N the mean variance (a diagonal) of one picture's. T C T' = I and
+    T N T' is diagonal: C^(-1/2) makes C the identity, and the eigenvectors of what becomes of N turn the axes.
+    Eigenvectors of C alone would mix a direction that tells pictures apart (its variance is that of the means)
+    with one that tells nothing (its variance is noise) wherever the sums of the two are alike, and bury the
+    first in noise.
 
     The encoder's last layer writes y, and the mappings' first layers read it: a picture's w stays what it was
-    but for the mapping's normalisation, which now divides by y's length and used to divide by z's. Posteriors
-    stay diagonal; their variances begin anew, at the mean of what they are along the new axes.
+    but for the mapping's normalisation, which now divides by y's length and used to divide by z's. The
+    posteriors' variances begin anew, at the mean of what they are along the new axes.
     """
     mean, covariance, noise = moments.aggregate()
     eigenvalues, axes = torch.linalg.eigh(covariance)
     scale = eigenvalues.clamp_min(_SMALLEST).sqrt()
-    to_new = axes.t() / scale[:, None]  # (Z, Z)
-    to_old = axes * scale
+    to_white, from_white = axes.t() / scale[:, None], axes * scale  # (Z, Z)
+    new_noise, turned = torch.linalg.eigh((to_white * noise) @ to_white.t())
+    new_noise = new_noise.clamp_min(_SMALLEST**2)
+    to_new, to_old = turned.t() @ to_white, from_white @ turned
     head, z_dim = encoder.head, len(mean)
     head.weight[:z_dim] = to_new @ head.weight[:z_dim]
     head.bias[:z_dim] = to_new @ (head.bias[:z_dim] - mean)
     head.weight[z_dim:] = 0
-    head.bias[z_dim:] = (to_new.square() @ noise).log()
+    head.bias[z_dim:] = new_noise.log()
     length = (mean.square().sum() + eigenvalues.sum()).div(z_dim).sqrt()  # root mean square of z's numbers
     for mapping in mappings:
         layer = mapping.fc0
@@ -103,5 +111,5 @@ def whiten(moments: Moments, encoder: Encoder, mappings: Iterable[MappingNetwork
         layer.weight[:, :z_dim] = weight @ to_old / length
         layer.bias += weight @ mean / length * (layer.weight_gain / layer.bias_gain)
     moments.mean.zero_()
-    moments.noise.copy_(to_new.square() @ moments.noise)
+    moments.noise.copy_(moments.weight * new_noise)
     moments.second.copy_((moments.weight - moments.noise).diag())

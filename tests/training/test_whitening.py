@@ -59,6 +59,24 @@ def test_whitened_latents_have_the_moments_of_the_standard_normal():
     torch.testing.assert_close(covariance.diag(), torch.ones(Z), atol=1e-3, rtol=0)
 
 
+def test_directions_that_say_nothing_stay_apart_from_those_that_do():
+    """Their total variances are alike, so that nothing but the noise tells them apart."""
+    encoder, pictures = Encoder(3, 8, Z, width=8, width_max=8), torch.randn(2000, 3, 8, 8)
+    said = Z // 2
+    with torch.no_grad():
+        encoder.head.weight[said:Z] *= 0.01  # a little, so that no axis is one of its own
+        encoder.head.weight[Z:] = 0
+        encoder.head.bias.zero_()
+        encoder.head.bias[Z : Z + said] = -9.0  # a variance of 1e-4
+        spread = encoder(pictures).mean[:, :said].t().cov()
+        encoder.head.weight[:said] = torch.linalg.cholesky(spread).inverse() @ encoder.head.weight[:said]
+    moments = observed(encoder, pictures)
+    whiten(moments, encoder, [])
+    noise = encoder(pictures[:1]).log_variance[0].exp().sort().values
+    torch.testing.assert_close(noise[:said], torch.full((said,), 1.234e-4), rtol=0.1, atol=0)
+    torch.testing.assert_close(noise[said:], torch.ones(Z - said), rtol=0.1, atol=0)
+
+
 def test_the_mapping_reads_the_same_pictures():
     encoder, pictures = stretched_encoder(), torch.randn(400, 3, 8, 8)
     mapping = MappingNetwork(Z, 4, 8, num_ws=2)
