@@ -214,6 +214,7 @@ class AdversarialPhase:
             terms += self.parsing.terms(views)
         if posterior is not None:
             fit = self.reconstruction.terms(rendering, posterior, kept)
+            fit += self.reconstruction.aggregate_terms(posterior)
             terms += [Term(term.name, warm_start.keep_weight * term.weight, term.value) for term in fit]
             if warm_start.keep_features:
                 value = self._feature_distance(views, kept, now)

@@ -181,7 +181,7 @@ class WarmStartConfig:
     beta_kimg: float = 5.0
     divergence: float = 5e-4  # weight of the latents' divergence from the standard normal, in nats
     whiten_kimg: float = 0.0  # so often, and at the end, latents together are made standard normal; 0: never
-    aggregate: float = 0.0  # weight of the distance of all latents' moments from the standard normal's
+    aggregate: float = 0.0  # weight of all latents' distance from the standard normal, beside adversaries
     image: float = 1.0  # weight of the L1 of image and raw image
     perceptual: float = 0.0  # weight of the multi-scale gradient difference
     hue: float = 0.0  # weight of the L1 of hues over cells of 4 x 4 pixels

@@ -67,6 +67,14 @@ class Reconstruction:
         self.moments.load_state_dict(state.get("moments", {}))
         self.updater.load_state_dict(state["encoder_optimiser"])
 
+    def aggregate_terms(self, posterior: Posterior) -> list[Term]:
+        """How far all latents together are from the standard normal. For a generator that is shown random
+        latents as well; a warm start without this learns faster, and whitens once, at its end."""
+        if not self.config.aggregate:
+            return []
+        distance = aggregate_distance(self.moments, posterior)
+        return [Term("fit/aggregate", self.config.aggregate, distance)]
+
     def terms(self, rendering: Rendering, posterior: Posterior, batch: Batch) -> list[Term]:
         """What the rendering of the first N latents, the posterior's, lacks to be the batch's N pictures."""
         config = self.config
@@ -78,9 +86,6 @@ class Reconstruction:
             hue = losses.hue_difference(rendering.image, _picture(batch), _HUE_CELL)
             terms.append(Term("fit/hue", config.hue, hue))
         terms.append(Term("fit/divergence", config.divergence, posterior.divergence().mean()))
-        if config.aggregate:
-            distance = aggregate_distance(self.moments, posterior)
-            terms.append(Term("fit/aggregate", config.aggregate, distance))
         if config.mask:
             terms.append(Term("fit/mask", config.mask, mask_loss(rendering, classes, pixels)))
         raw_resolution = rendering.image_raw.shape[-1]

@@ -80,13 +80,13 @@ def aggregate_distance(moments: Moments, posterior: Posterior) -> Tensor:
 
 @torch.no_grad()
 def whiten(moments: Moments, encoder: Encoder, mappings: Iterable[MappingNetwork]) -> None:
-    """Replaces latents z by y = T (z - m), with z's mean m and a T that makes both of z's covariances diagonal.
+    """Replaces latents z by y = T (z - m): m is z's mean, T makes diagonal both of its covariances.
 
     C is the covariance of all latents, N the mean variance (a diagonal) of one picture's. T C T' = I and
-    T N T' is diagonal: C^(-1/2) makes C the identity, and the eigenvectors of what becomes of N turn the axes.
-    Eigenvectors of C alone would mix a direction that tells pictures apart (its variance is that of the means)
-    with one that tells nothing (its variance is noise) wherever the sums of the two are alike, and bury the
-    first in noise.
+    T N T' is diagonal: C^(-1/2) makes C the identity, and the eigenvectors of what becomes of N turn the
+    axes. Eigenvectors of C alone would mix a direction that tells pictures apart (its variance is that of the
+    means) with one that tells nothing (its variance is noise) wherever the sums of the two are alike, and
+    bury the first in noise.
 
     The encoder's last layer writes y, and the mappings' first layers read it: a picture's w stays what it was
     but for the mapping's normalisation, which now divides by y's length and used to divide by z's. The

@@ -122,6 +122,7 @@ def test_the_aggregate_s_distance_has_the_gradient_of_its_moments():
 
 def test_a_warm_start_whitens_in_time_and_goes_on(tiny, tiny_set):
     options = ("warm_start.kimg=1", "warm_start.batch=4", "warm_start.whiten_kimg=0.008", "data.mirror=false")
+    options += ("warm_start.aggregate=1",)
     config = tiny(*options)
     context = Context(config, build_models(config, CPU), Curves(), FiniteGuard(0), CPU)
     data = MaskedImages(tiny_set, None, "catmask-hq", 16, extras=("normals", "depth"))
@@ -129,6 +130,7 @@ def test_a_warm_start_whitens_in_time_and_goes_on(tiny, tiny_set):
     batch = collate([data[i] for i in range(4)])
     phase.step(batch, 0)
     assert phase.reconstruction.moments.aggregate()[0].abs().max() > 0
+    assert "fit/aggregate" not in context.curves.collect()  # that is for the adversarial phase
     phase.step(batch, 4)  # completes the 8 images
     assert phase.reconstruction.moments.mean.abs().max() == 0
     head = context.models.encoder.head
