@@ -21,6 +21,7 @@ from training.networks.mapping import MappingNetwork
 
 _MEMORY = 2000  # latents over which the moments are averaged, exponentially
 _SMALLEST = 1e-3  # variance below which a direction counts as unused
+_LEAST_NOISE = 1e-6  # variance of a posterior: its logarithm must stay finite
 
 
 class Moments:
@@ -97,7 +98,7 @@ def whiten(moments: Moments, encoder: Encoder, mappings: Iterable[MappingNetwork
     scale = eigenvalues.clamp_min(_SMALLEST).sqrt()
     to_white, from_white = axes.t() / scale[:, None], axes * scale  # (Z, Z)
     new_noise, turned = torch.linalg.eigh((to_white * noise) @ to_white.t())
-    new_noise = new_noise.clamp_min(_SMALLEST**2)
+    new_noise = new_noise.clamp_min(_LEAST_NOISE)
     to_new, to_old = turned.t() @ to_white, from_white @ turned
     head, z_dim = encoder.head, len(mean)
     head.weight[:z_dim] = to_new @ head.weight[:z_dim]

@@ -66,13 +66,12 @@ def test_input_is_left_as_it_is():
 @pytest.mark.parametrize("act", ["linear", "lrelu", "tanh"])
 def test_what_nobody_needs_any_more_may_be_overwritten(impl, layout, act):
     x, bias = torch.randn(2, 3, 40, 40).contiguous(memory_format=layout), torch.randn(3)
-    expected = bias_act(x, bias, act=act, gain=1, impl="reference")
-    for each, overwritten in ((x.clone(), True), (x[..., ::2].clone()[..., ::2], False)):
-        same = expected if overwritten else bias_act(each, bias, act=act, gain=1, impl="reference")
+    for each in (x.clone(), x[..., ::2]):  # dense; with gaps, which the native operation copies
+        dense = each.shape == x.shape
+        expected = bias_act(each, bias, act=act, gain=1, impl="reference")
         y = bias_act(each, bias, act=act, gain=1, overwrite=True, impl=impl)
-        torch.testing.assert_close(y, same)
-        native = impl == "native" and "cpu" in extension.loaded("bias_act")
-        if overwritten and native:
+        torch.testing.assert_close(y, expected)
+        if dense and impl == "native" and "cpu" in extension.loaded("bias_act"):
             assert y.data_ptr() == each.data_ptr()
 
 
