@@ -11,7 +11,7 @@ Larsen et al. 2016: their masks and surfaces hold the geometry while the discrim
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -98,24 +98,27 @@ class AdversarialPhase:
 
     def step(self, batch: Batch, images: int) -> None:
         """One step with this process's share of real pictures, after ``images`` images of this phase."""
-        config, models = self.config, self.context.models
+        config, models, run = self.config, self.context.models, self.context.recorder.run
         now = moment(config.schedule, images, config.batch)
         scenes = draw_scenes(config.generator.z_dim, batch.camera, now.swap_probability)
+        now = replace(now, swap_probability=0.0)  # it is used up, and changes at every step
         if images < config.schedule.generator_delay_kimg * 1000:
             fakes = self.generated(scenes, now)
         else:
-            fakes = self._generator_step(scenes, now, batch)
+            fakes = run("generator", self._generator_step, scenes, now, batch)
+            if self._due(config.loss.density_regularisation_every, config.loss.density_regularisation):
+                others = replace(scenes, z=torch.randn_like(scenes.z))
+                run("density", self._density_step, others)
         reals = real_views(batch.image, batch.mask, config.generator.parts, now.raw_resolution)
-        self.discriminator_gradients(reals, fakes, batch.camera, now)
-        self._apply_discriminators()
+        run("discriminators", self._discriminators_step, reals, fakes, batch.camera, now)
+        self.strength.advance(config.batch)
         if self.parsing:
-            self.parsing.learn(reals, config.batch)
+            self.parsing.grow(config.batch)
         if self._due(config.loss.r1_every, config.loss.gamma):
-            self.r1_gradients(reals, batch.camera, now)
-            self._apply_discriminators()
+            run("r1", self._r1_step, reals, batch.camera, now)
         if config.schedule.beta:
             beta = models.generator.decoder.sigmoid_beta.data
-            beta.fill_(lowered_beta(beta.item(), config.schedule, config.batch))
+            beta.copy_(lowered_beta(beta, config.schedule, config.batch))
         decay = average_decay(config.ema_kimg, config.ema_rampup, images, config.batch)
         update_average(models.average, models.generator, decay)
         self.steps += 1
@@ -124,17 +127,26 @@ class AdversarialPhase:
         pass
 
     def _generator_step(self, scenes: Scenes, now: Moment, batch: Batch) -> list[Views]:
-        config = self.config
         with self.frozen_judges():
             fakes = self.generator_gradients(scenes, now, batch)
             self.generator_updater.apply()
             if self.reconstruction:
                 self.reconstruction.updater.apply()
-        if self._due(config.loss.density_regularisation_every, config.loss.density_regularisation):
-            others = draw_scenes(config.generator.z_dim, scenes.camera, now.swap_probability)
-            self.density_gradients(others)
-            self.generator_updater.apply()
         return fakes
+
+    def _density_step(self, scenes: Scenes) -> None:
+        self.density_gradients(scenes)
+        self.generator_updater.apply()
+
+    def _discriminators_step(self, reals: Views, fakes: list[Views], camera: Tensor, now: Moment) -> None:
+        self.discriminator_gradients(reals, fakes, camera, now)
+        self._apply_discriminators()
+        if self.parsing:
+            self.parsing.learn(reals)
+
+    def _r1_step(self, reals: Views, camera: Tensor, now: Moment) -> None:
+        self.r1_gradients(reals, camera, now)
+        self._apply_discriminators()
 
     def frozen_judges(self) -> AbstractContextManager[None]:
         """No gradients for the networks that judge the generator, while it learns from them."""
@@ -277,7 +289,6 @@ class AdversarialPhase:
                 ]
                 loss = loss + total(terms, curves)
             (loss * share).backward()
-        self.strength.advance(self.config.batch)
         curves.add("augment/strength", self.strength.value)
 
     def r1_gradients(self, reals: Views, camera: Tensor, now: Moment) -> None:

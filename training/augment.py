@@ -76,7 +76,7 @@ class Strength:
         """Takes logits of real pictures."""
         if self.config.mode == "ada":
             signs = logits_real.detach().sign().sum().float()
-            self._signs += torch.stack([signs, signs.new_tensor(float(logits_real.numel()))])
+            self._signs += torch.stack([signs, torch.full_like(signs, logits_real.numel())])
 
     def advance(self, images: int) -> None:
         """Ends a step of ``images`` images over all processes; now and then the strength is adjusted."""
@@ -88,23 +88,24 @@ class Strength:
             self._adjust()
 
     def _adjust(self) -> None:
-        self._signs = distributed.all_reduce_mean(self._signs)
-        direction = torch.sign(self._signs[0] / self._signs[1] - self.config.target)
-        self.value = (self.value + direction * self._images / (self.config.speed_kimg * 1000)).clamp(0, 1)
+        signs = distributed.all_reduce_mean(self._signs)
+        direction = torch.sign(signs[0] / signs[1] - self.config.target)
+        moved = self.value + direction * self._images / (self.config.speed_kimg * 1000)
+        self.value.copy_(moved.clamp(0, 1))  # in place, for recorded steps
         self._signs.zero_()
         self._images = 0
 
     def state_dict(self) -> dict:
         return {
-            "value": self.value,
+            "value": self.value.clone(),
             "signs": self._signs.clone(),
             "images": self._images,
             "steps": self._steps,
         }
 
     def load_state_dict(self, state: dict) -> None:
-        self.value = state["value"].to(self.value)
-        self._signs = state["signs"].to(self._signs)
+        self.value.copy_(state["value"])
+        self._signs.copy_(state["signs"])
         self._images, self._steps = state["images"], state["steps"]
 
 

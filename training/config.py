@@ -252,6 +252,7 @@ class TrainConfig:
     ema_kimg: float = 10.0  # half-life of the generator average at batch 32; scaled by batch / 32
     ema_rampup: float = 0.05  # the half-life is at most this share of what has been trained
     mixed_precision: bool = True  # float16 in the high resolutions, on CUDA only
+    cuda_graphs: bool = False  # on CUDA, steps are recorded and replayed: for networks of few FLOPs
     seed: int = 0
     log_kimg: float = 1.0  # learning curves
     image_kimg: float = 10.0  # grids of image, mask, normals and depth

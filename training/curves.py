@@ -19,26 +19,29 @@ FILE = "stats.jsonl"
 
 
 class Curves:
-    """Collects scalars during steps without waiting for the device, and gives their means when asked."""
+    """Collects scalars during steps without waiting for the device, and gives their means when asked.
+
+    Sums are changed where they lie, so that a recorded step (:mod:`training.graphs`) adds to them as well.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._sums: dict[str, Tensor] = {}  # (2,) each: sum and number of values
 
     def add(self, name: str, value: Tensor) -> None:
         """Adds a value; of a tensor of several, their mean."""
         value = value.detach().float().mean()
-        self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._counts[name] = self._counts.get(name, 0) + 1
+        if name not in self._sums:
+            self._sums[name] = value.new_zeros(2)
+        self._sums[name] += torch.stack([value, torch.ones_like(value)])
 
     def collect(self) -> dict[str, float]:
         """Means since the last call, by name; starts anew. In several processes, of this one's share."""
         if not self._sums:
             return {}
         values = torch.stack(list(self._sums.values())).tolist()
-        means = {name: value / self._counts[name] for name, value in zip(self._sums, values, strict=True)}
-        self._sums, self._counts = {}, {}
-        return means
+        torch._foreach_zero_(list(self._sums.values()))
+        pairs = zip(self._sums, values, strict=True)
+        return {name: total / count for name, (total, count) in pairs if count}
 
 
 class CurveWriter:

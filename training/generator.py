@@ -274,4 +274,4 @@ def view_space(normals: Tensor, camera: Tensor) -> Tensor:
     """World directions (N, R, 3) in view space: x right, y up, z to the viewer (OpenCV's y and z negated)."""
     cam2world, _ = split_label(camera)
     opencv = normals @ cam2world[:, :3, :3]  # R^T n for row vectors
-    return opencv * opencv.new_tensor((1.0, -1.0, -1.0))
+    return torch.cat([opencv[..., :1], -opencv[..., 1:]], dim=-1)

@@ -23,6 +23,7 @@ from training import snapshots
 from training.adversarial import AdversarialPhase
 from training.config import TrainConfig
 from training.curves import Curves, CurveWriter
+from training.graphs import Recorder
 from training.phases import Context, Phase, SpherePhase, build_models, local_batch
 from training.schedules import crossed, moment
 from training.stopping import StopSignals
@@ -59,7 +60,11 @@ class Trainer:
         models = build_models(config, device)
         # networks begin alike everywhere, what is drawn from here on differs
         torch.manual_seed(config.seed * 7919 + distributed.rank() + 1)
-        self.context = Context(config, models, Curves(), FiniteGuard(config.max_nonfinite), device)
+        recorder = Recorder(device, config.cuda_graphs)
+        if recorder.enabled and distributed.world_size() > 1:
+            raise UserError("cuda_graphs records the steps of a single process: leave it off under torchrun")
+        guard = FiniteGuard(config.max_nonfinite)
+        self.context = Context(config, models, Curves(), guard, device, recorder)
         self.data = self._open_data(())
         self.scenes = snapshots.fixed_scenes(config.generator.z_dim, self.data.cameras(), config.seed, device)
         self.phase: Phase
@@ -78,7 +83,7 @@ class Trainer:
         self._scores = self._open_scores() if main and self.config.metrics_kimg else None
         self._since = (time.monotonic(), self.progress.total)
         saved_at = None
-        with StopSignals(minutes, self.device) as stop:
+        with StopSignals(minutes, self.device) as stop, self.context.recorder.stream():
             while not (self.finished or stop.asked()):
                 for _ in self._steps(stop):
                     if self._crossed(self.config.snapshot_kimg):
@@ -141,6 +146,7 @@ class Trainer:
         return self._crossed(self.config.log_kimg)
 
     def _write_line(self, bar: tqdm) -> None:
+        self.context.guard.check()
         values = self.context.curves.collect()
         if self.writer is None:
             return

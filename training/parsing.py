@@ -33,15 +33,23 @@ class Parsing:
         self.parser = context.models.parser
         self.curves = context.curves
         self.seen = 0  # true pictures, over all processes
+        self.ready = torch.zeros((), device=context.device)  # share of the loss's weight
         self.updater = Updater(
             "parser", self.parser.parameters(), context.guard, lr=self.config.lr, betas=_BETAS
         )
 
-    def learn(self, reals: Views, batch: int) -> None:
-        """A step on true pictures with their masks; ``batch``: how many they are over all processes."""
+    def learn(self, reals: Views) -> None:
+        """A step on true pictures with their masks."""
         self.gradients(reals)
         self.updater.apply()
-        self.seen += batch
+
+    def grow(self, batch: int) -> None:
+        """After a step on ``batch`` true pictures (over all processes): the weight of the loss grows."""
+        self._count(self.seen + batch)
+
+    def _count(self, seen: int) -> None:
+        self.seen = seen
+        self.ready.fill_(min(1.0, seen / max(1.0, 1000 * self.config.warm_up_kimg)))
 
     def gradients(self, reals: Views) -> None:
         """Adds the gradients of the parser's own loss, on true pictures with their masks."""
@@ -57,14 +65,15 @@ class Parsing:
         The first changes pictures and detaches masks, the second changes masks and detaches pictures. The
         weights grow from nothing while the parser is young.
         """
-        ready = min(1.0, self.seen / max(1.0, 1000 * self.config.warm_up_kimg))
         classes = one_hot(views.mask.argmax(1), views.mask.shape[1])
         logits = self.parser(self._seen(views.image))
-        terms = [Term("generator/parsing", self.weight * ready, parsing_loss(logits, self._seen(classes)))]
+        terms = [
+            Term("generator/parsing", self.weight * self.ready, parsing_loss(logits, self._seen(classes)))
+        ]
         if self.weight_mask:
             read = one_hot(logits.argmax(1), classes.shape[1])
             value = mask_loss(views, read, pixel_weights(read, self.balance))
-            terms.append(Term("generator/parsed_mask", self.weight_mask * ready, value))
+            terms.append(Term("generator/parsed_mask", self.weight_mask * self.ready, value))
         return terms
 
     def _seen(self, x: Tensor) -> Tensor:
@@ -75,5 +84,5 @@ class Parsing:
         return {"seen": self.seen, "optimiser": self.updater.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.seen = state["seen"]
+        self._count(state["seen"])
         self.updater.load_state_dict(state["optimiser"])

@@ -7,7 +7,7 @@ pictures, writes curves, grids and snapshots, and stores and restores its state.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -21,6 +21,7 @@ from training.config import LossConfig, TrainConfig
 from training.curves import Curves
 from training.field import Field, sdf_gradient
 from training.generator import CAMERA_DIM, Generator
+from training.graphs import Recorder
 from training.networks.discriminator import DualDiscriminator
 from training.networks.encoder import Encoder
 from training.networks.unet import UNet
@@ -100,6 +101,7 @@ class Context:
     curves: Curves
     guard: FiniteGuard
     device: torch.device
+    recorder: Recorder = field(default_factory=Recorder)  # of the parts of a step
 
 
 class Phase(Protocol):
@@ -127,7 +129,7 @@ class Term:
     """One weighted summand of a loss."""
 
     name: str
-    weight: float
+    weight: float | Tensor
     value: Tensor  # ()
 
 

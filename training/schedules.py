@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from training.config import ScheduleConfig
 
 _BLUR_REFERENCE = 512  # side of the picture in whose pixels ``blur_sigma`` is given
@@ -49,10 +52,11 @@ def crossed(before: int, after: int, kimg: float) -> bool:
     return kimg > 0 and after // every > before // every
 
 
-def lowered_beta(beta: float, config: ScheduleConfig, batch: int) -> float:
+def lowered_beta(beta: Tensor, config: ScheduleConfig, batch: int) -> Tensor:
     """The density's beta one step later: surfaces become sharper, and depth with them, as slowly as colours
     can follow. It depends on beta alone, so that a run goes on from wherever a warm start left it."""
-    return min(beta, max(config.beta, beta * 0.5 ** (batch / (1000 * config.beta_kimg))))
+    lower = beta * 0.5 ** (batch / (1000 * config.beta_kimg))
+    return torch.minimum(beta, lower.clamp_min(config.beta))
 
 
 def average_decay(ema_kimg: float, rampup: float, images: int, batch: int) -> float:

@@ -13,27 +13,45 @@ from torch_utils import distributed
 
 
 class FiniteGuard:
-    """Counts steps whose gradients are not finite: left out, never patched; too many end the run."""
+    """Counts steps whose gradients are not finite: left out, never patched; too many end the run.
+
+    Nothing here waits for a GPU: the counts stay where the gradients are until :meth:`check` reads them.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.count = 0
+        self._before = 0  # of the run that this one goes on from
+        self._counts: dict[str, Tensor] = {}
 
-    def finite(self, gradients: list[Tensor], what: str) -> bool:
-        """Whether all gradients are finite numbers. Raises UserError beyond ``limit`` failures."""
-        if not gradients:
-            return True
+    def failed(self, gradients: list[Tensor], what: str) -> Tensor:
+        """Float (): 1 where not all gradients are finite, which is counted, else 0."""
         norms = torch.stack(torch._foreach_norm(gradients))
-        if bool(norms.isfinite().all()):
-            return True
-        self.count += 1
+        failed = (~norms.isfinite().all()).float()
+        if what not in self._counts:
+            self._counts[what] = torch.zeros_like(failed)
+        self._counts[what] += failed
+        if failed.device.type == "cpu":
+            self.check()
+        return failed
+
+    def check(self) -> None:
+        """Raises UserError beyond ``limit`` failures."""
         if self.count > self.limit:
+            what = max(self._counts, key=lambda name: float(self._counts[name]))
             raise UserError(
                 f"the gradients of the {what} were not finite, step {self.count} of that kind "
                 f"(max_nonfinite={self.limit}): lower the learning rates or raise --gamma, then --resume "
                 "from the last state"
             )
-        return False
+
+    @property
+    def count(self) -> int:
+        """Steps left out so far."""
+        return self._before + sum(int(count) for count in self._counts.values())
+
+    @count.setter
+    def count(self, count: int) -> None:
+        self._before, self._counts = count, {}
 
 
 class Updater:
@@ -59,26 +77,32 @@ class Updater:
         self.parameters = [p for p in parameters if p.requires_grad]
         ratio = lazy_every / (lazy_every + 1) if lazy_every else 1.0
         self.optimiser = torch.optim.Adam(
-            self.parameters, lr=lr * ratio, betas=(betas[0] ** ratio, betas[1] ** ratio), eps=1e-8, fused=True
+            self.parameters,
+            lr=lr * ratio,
+            betas=(betas[0] ** ratio, betas[1] ** ratio),
+            eps=1e-8,
+            fused=True,
+            capturable=any(p.is_cuda for p in self.parameters),  # by training.graphs
         )
 
-    def apply(self) -> bool:
-        """Takes a step with the accumulated gradients and clears them; False: not finite, so no step."""
+    def apply(self) -> None:
+        """Takes a step with the accumulated gradients, unless they are not finite, and clears them."""
         distributed.all_reduce_mean_gradients(self.parameters)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        finite = self.guard.finite(gradients, self.what)
-        if finite:
+        if gradients:
+            # the fused step leaves everything as it is where this is 1, as it does for a GradScaler
+            self.optimiser.found_inf = self.guard.failed(gradients, self.what)
             self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        return finite
 
     def state_dict(self) -> dict:
         return self.optimiser.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
         """What the optimiser remembers; rates and betas stay those of the configuration, which a resumed run
-        may have changed."""
-        own = [{name: group[name] for name in ("lr", "betas")} for group in self.optimiser.param_groups]
+        may have changed, and so does what depends on the device."""
+        names = ("lr", "betas", "capturable")
+        own = [{name: group[name] for name in names} for group in self.optimiser.param_groups]
         self.optimiser.load_state_dict(state)
         for group, options in zip(self.optimiser.param_groups, own, strict=True):
             group.update(options)
@@ -88,8 +112,7 @@ class Updater:
 def update_average(average: nn.Module, current: nn.Module, decay: float) -> None:
     """average <- decay * average + (1 - decay) * current for parameters; buffers are copied."""
     torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - decay)
-    for kept, buffer in zip(average.buffers(), current.buffers(), strict=True):
-        kept.copy_(buffer)
+    torch._foreach_copy_(list(average.buffers()), list(current.buffers()))
 
 
 def forget(optimiser: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:

@@ -44,11 +44,7 @@ class WarmStartPhase:
         now = moment(config.schedule, 0, config.batch)
         swapped = torch.rand(len(batch), 1, device=context.device) < now.swap_probability
         conditioning = torch.where(swapped, batch.camera.roll(1, 0), batch.camera)
-        for part, share in passes(len(batch), config.batch_per_pass):
-            terms = self._terms(batch[part], conditioning[part], now.raw_resolution)
-            (total(terms, context.curves) * share).backward()
-        self.updater.apply()
-        self.reconstruction.updater.apply()
+        context.recorder.run("warm_start", self._learn, batch, conditioning, now.raw_resolution)
         if self.config.beta:
             self._lower_beta((images + self.batch) / (1000 * self.config.beta_kimg))
         self.steps += 1
@@ -56,6 +52,13 @@ class WarmStartPhase:
         update_average(context.models.average, context.models.generator, decay)
         if crossed(images, images + self.batch, self.config.whiten_kimg):
             self.reconstruction.whiten(self.updater)
+
+    def _learn(self, batch: Batch, conditioning: torch.Tensor, raw_resolution: int) -> None:
+        for part, share in passes(len(batch), self.context.config.batch_per_pass):
+            terms = self._terms(batch[part], conditioning[part], raw_resolution)
+            (total(terms, self.context.curves) * share).backward()
+        self.updater.apply()
+        self.reconstruction.updater.apply()
 
     def finish(self) -> None:
         """The adversarial phase goes on from the average, which is smoother than the last step's weights, and

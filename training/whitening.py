@@ -21,6 +21,7 @@ from training.networks.mapping import MappingNetwork
 
 _MEMORY = 2000  # latents over which the moments are averaged, exponentially
 _SMALLEST = 1e-3  # variance below which a direction counts as unused
+_YOUNGEST = 1e-6  # weight of moments: far below that of a single posterior
 _LEAST_NOISE = 1e-6  # variance of a posterior: its logarithm must stay finite
 
 
@@ -49,7 +50,8 @@ class Moments:
     def aggregate(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean (Z,) and covariance (Z, Z) of a latent of any picture, and the mean variance (Z,) of one
         picture's."""
-        mean, second, noise = (x / self.weight for x in (self.mean, self.second, self.noise))
+        weight = self.weight.clamp_min(_YOUNGEST)  # before the first posterior all moments are zero
+        mean, second, noise = (x / weight for x in (self.mean, self.second, self.noise))
         return mean, second - mean.outer(mean) + noise.diag(), noise
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -68,8 +70,6 @@ def aggregate_distance(moments: Moments, posterior: Posterior) -> Tensor:
     2 m for a mean mu, 4 (C - I) (mu - m) more for it, and 2 diag(C - I) for a variance. Less in proportion
     while the moments are young.
     """
-    if not moments.weight:
-        return posterior.mean.new_zeros(())
     mean, covariance, _ = moments.aggregate()
     excess = covariance - torch.eye(len(mean), device=mean.device)
     centred = posterior.mean - mean

@@ -46,7 +46,8 @@ def half_and_half(count: int, parts: int) -> Views:
 def test_it_learns_masks_and_asks_pictures_for_them(parsing):
     parts = 6
     for _ in range(60):
-        parsing.learn(half_and_half(4, parts), 4)
+        parsing.learn(half_and_half(4, parts))
+        parsing.grow(4)
     assert parsing.seen == 240
     views = half_and_half(4, parts)
     right = parsing.terms(views)
@@ -71,8 +72,11 @@ def test_it_learns_masks_and_asks_pictures_for_them(parsing):
 def test_its_weight_grows_while_it_learns(parsing):
     views = half_and_half(4, 6)
     assert [term.weight for term in parsing.terms(views)] == [0, 0]
-    parsing.learn(views, 50)
-    assert [term.weight for term in parsing.terms(views)] == pytest.approx([2 * 50 / 200, 3 * 50 / 200])
+    parsing.learn(views)
+    parsing.grow(50)
+    assert [float(term.weight) for term in parsing.terms(views)] == pytest.approx(
+        [2 * 50 / 200, 3 * 50 / 200]
+    )
 
 
 def test_a_run_goes_on_with_its_parser_and_an_older_run_gets_a_new_one(tiny, tmp_path: Path):

@@ -66,14 +66,15 @@ def test_beta_needs_time_to_fall():
 
 def test_beta_is_halved_until_it_is_small_enough_and_never_raised():
     config = ScheduleConfig(beta=0.01, beta_kimg=0.1)
-    beta = 0.04
+    beta = torch.tensor(0.04, dtype=torch.float64)
     for _ in range(10):
         beta = lowered_beta(beta, config, batch=10)
-    assert beta == pytest.approx(0.02)  # 100 images
+    assert float(beta) == pytest.approx(0.02)  # 100 images
     for _ in range(20):
         beta = lowered_beta(beta, config, batch=10)
     assert beta == 0.01
-    assert lowered_beta(0.004, config, batch=10) == 0.004
+    small = torch.tensor(0.004)
+    assert lowered_beta(small, config, batch=10) == small
 
 
 @pytest.mark.parametrize("steps", [9, 10, 11, 20, 100])

@@ -91,7 +91,7 @@ def overlap_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     found = logits.softmax(1)
     both, sums = ((found * wanted).sum((0, 2, 3)), (found + wanted).sum((0, 2, 3)))
     present = wanted.amax((0, 2, 3)) > 0
-    return 1 - (2 * both / sums)[present].mean()
+    return 1 - (2 * both / sums).sum() / present.sum()  # absent classes have nothing in both
 
 
 def parsing_loss(logits: Tensor, wanted: Tensor) -> Tensor:
