@@ -35,7 +35,7 @@ from training.prior.train import train_prior
     "--controlnet-only: its diffusion model, a diffusers folder or a Hub name, as stable-diffusion-v1-5.",
 )
 @click.option("--masks", type=click.Path(), help="Masks of --controlnet-only, when --data has images alone.")
-@click.option("--device", help="Of --controlnet-only: cpu, cuda ...", show_default="cuda where there is one")
+@click.option("--device", help="cpu, cuda, cuda:1 ...", show_default="cuda where there is one")
 @click.option("--vae-kimg", type=float, help="Length of the autoencoder's training in thousands of pictures.")
 @click.option("--kimg", type=float, help="Length of the diffusion or ControlNet training, likewise.")
 @click.option("--batch", type=int, help="Pictures per step of that training.")
@@ -89,8 +89,7 @@ def main(
         "seed": seed,
         "workers": workers,
     }
-    others = {"--masks": masks, "--device": device}
-    wrong = {"--vae-kimg": vae_kimg} if controlnet_only else others
+    wrong = {"--vae-kimg": vae_kimg} if controlnet_only else {"--masks": masks}
     if not_for_this := [name for name, value in wrong.items() if value is not None]:
         kind = "not for" if controlnet_only else "for"
         raise UserError(f"{not_for_this[0]} is {kind} --controlnet-only")
@@ -109,7 +108,7 @@ def main(
         raise UserError(
             f"--base {base}: no small prior, there is no {PRIOR_FILE}; --controlnet-only takes others"
         )
-    folder = train_prior(config, outdir, resume, Path(base) if base else None)
+    folder = train_prior(config, outdir, resume, Path(base) if base else None, choose_device(device))
     click.echo(f"prior: {folder}")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from training.losses import hue_difference
 from training.prior.config import AutoencoderConfig
-from training.prior.data import PriorData
+from training.prior.data import PriorData, sent
 
 
 def gradient_difference(x: Tensor, y: Tensor, scales: int) -> Tensor:
@@ -46,7 +46,9 @@ class AutoencoderStage:
         is_normal = torch.rand(count, generator=generator) < self.config.normals_share
         x = self.data.pictures(index, is_normal).contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(x).latent_dist
-        y = vae.decode(posterior.sample(generator)).sample
+        # drawn on the CPU, as everything random in a step: the same on every device
+        (noise,) = sent(x.device, torch.randn(posterior.mean.shape, generator=generator))
+        y = vae.decode(posterior.mean + posterior.std * noise).sample
         l1 = (x - y).abs().mean()
         gradient = gradient_difference(x, y, self.config.scales)
         hue = hue_difference(x, y, cell=2 ** (len(self.config.channels) - 1))

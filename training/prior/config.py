@@ -56,7 +56,7 @@ class AutoencoderConfig:
     hue: float = 3.0  # weight of the hue difference over the cells of one latent
     scales: int = 3  # of the gradient difference, each half the size of the one before
     normals_share: float = 0.33  # share of normal maps among the pictures
-    time_share: float = 0.36  # of --minutes, when that is given
+    time_share: float = 0.36  # of --minutes, when that is given and the autoencoder is trained
     optimiser: AutoencoderOptimiserConfig = field(default_factory=AutoencoderOptimiserConfig)
 
 
@@ -99,7 +99,7 @@ class DiffusionConfig:
 class PriorConfig:
     """One training run of the small prior."""
 
-    data: str = ""  # folder of a portrait set: images, masks, normals, captions
+    data: str = ""  # folder or zip of a portrait set: images, masks, normals, captions
     labels: str = "ffhq-mask"
     resolution: int = 64  # side of the pictures
     smooth_classes: tuple[str, ...] = ("hair",)  # classes whose normals are smoothed: strands have no surface
@@ -110,6 +110,8 @@ class PriorConfig:
     seed: int = 0
     retold: int = 0  # further captions of each picture, told from its attributes/; half of them are brief
     rare: float = 0.0  # pictures are drawn by the share of those with their rarest word, to minus this
+    favoured: tuple[str, ...] = ()  # words whose pictures are drawn ``favour`` times as often
+    favour: float = 3.0  # hats are few, so that the colours of hats are learned last
     workers: int = 2  # processes that read the data set at the start
     minutes: float = (
         0.0  # stop cleanly after so much training; learning rates end at nothing then. 0: no limit
@@ -133,6 +135,8 @@ class PriorConfig:
     )
 
     def __post_init__(self) -> None:
+        if self.favour <= 0:
+            raise UserError(f"favour is {self.favour}; it must be positive")
         vae, unet = self.autoencoder, self.diffusion
         levels = len(vae.channels)
         if len(unet.condition_channels) != levels:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from tqdm import tqdm
 from datasets.masked_images import MaskedImages, collate
 from datasets.portraits.attributes import Attributes
 from datasets.portraits.captions import brief_caption, caption
+from datasets.storage import Store
 from dnnlib.errors import UserError
-from dnnlib.files import read_json
+from dnnlib.files import parse_json
 from training.prior.config import PriorConfig
 from training.prior.vocabulary import split_words
 
@@ -27,7 +28,10 @@ _RAREST = 0.03  # share of the pictures below which a word makes them no more fr
 
 @dataclass(frozen=True)
 class PriorData:
-    """n samples of side H; the second half are the mirror images of the first."""
+    """n samples of side H; the second half are the mirror images of the first.
+
+    Pictures lie on one device, of any kind; what is drawn is drawn on the CPU, the same for all of them.
+    """
 
     images: Tensor  # (n, 3, H, H) uint8
     normals: Tensor  # (n, 3, H, H) uint8, (normal + 1) / 2 * 255; background 128
@@ -39,16 +43,35 @@ class PriorData:
     def __len__(self) -> int:
         return len(self.captions)
 
+    def to(self, device: torch.device | str) -> PriorData:
+        """The same with its pictures on ``device``."""
+        return replace(
+            self, images=self.images.to(device), normals=self.normals.to(device), masks=self.masks.to(device)
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """(count,) int64: samples for a batch, with repetition."""
+        """(count,) int64 on the CPU: samples for a batch, with repetition."""
         if self.weights is None:
             return torch.randint(len(self), (count,), generator=generator)
         return torch.multinomial(self.weights, count, replacement=True, generator=generator)
 
     def pictures(self, index: Tensor, is_normal: Tensor) -> Tensor:
         """(B, 3, H, H) float32 in [-1, 1]: the normal map where ``is_normal`` (B,), else the image."""
+        index, is_normal = sent(self.device, index, is_normal)
         chosen = torch.where(is_normal.view(-1, 1, 1, 1), self.normals[index], self.images[index])
         return chosen.float() / 127.5 - 1
+
+
+def sent(device: torch.device, *tensors: Tensor) -> list[Tensor]:
+    """Small tensors of the CPU on ``device``, without waiting for what that is busy with.
+
+    Right for memory that is not page-locked: CUDA has taken it in when the call returns.
+    """
+    return [tensor.to(device, non_blocking=True) for tensor in tensors]
 
 
 def read_data(config: PriorConfig) -> PriorData:
@@ -73,9 +96,12 @@ def read_data(config: PriorConfig) -> PriorData:
         raise UserError(
             f'{config.data}/dataset.json has no captions: it needs {{"captions": {{name: text}}}}'
         )
-    retold = retell(Path(config.data), dataset.names, config.retold, len(captions)) if config.retold else ()
+    retold = retell(config.data, dataset.names, config.retold, len(captions)) if config.retold else ()
     told = [(own, *others) for own, others in zip(captions, retold or [()] * len(captions), strict=True)]
     weights = rarity(told, config.rare) if config.rare else None
+    if config.favoured:
+        factors = favour(told, config.favoured, config.favour)
+        weights = factors if weights is None else weights * factors
     return PriorData(
         torch.cat(images), torch.cat(normals), torch.cat(masks), tuple(captions), retold, weights
     )
@@ -93,15 +119,27 @@ def rarity(told: Sequence[Sequence[str]], power: float) -> Tensor:
     return torch.tensor(shares).clamp_min(_RAREST) ** -power
 
 
-def retell(folder: Path, names: list[str], count: int, samples: int) -> tuple[tuple[str, ...], ...]:
+def favour(told: Sequence[Sequence[str]], favoured: Sequence[str], factor: float) -> Tensor:
+    """(n,) float32: ``factor`` for each of n pictures, told in several captions, with a ``favoured`` word in
+    one of them, and 1 for the others. UserError for a word that no caption has."""
+    words = [set().union(*map(split_words, captions)) for captions in told]
+    if missing := set(favoured).difference(*words):
+        raise UserError(f"no caption has the favoured {', '.join(sorted(missing))}: check its spelling")
+    return torch.tensor([1.0 if found.isdisjoint(favoured) else factor for found in words])
+
+
+def retell(data: str | Path, names: list[str], count: int, samples: int) -> tuple[tuple[str, ...], ...]:
     """``count`` further captions of each of the samples, which are the named pictures and their mirror images
-    after them; every second one is brief. UserError where the set does not tell its attributes."""
-    told = []
+    after them; every second one is brief. ``data``: the set's folder or zip. UserError where the set does not
+    tell its attributes."""
+    store, told = Store(data).within("attributes"), []
+    known = set(store.names())
     for name in names:
-        path = (folder / "attributes" / name).with_suffix(".json")
-        if not path.is_file():
-            raise UserError(f"retold captions need {path}: only rendered portraits know their attributes")
-        attributes = Attributes.from_json(read_json(path))
+        file = str(PurePosixPath(name).with_suffix(".json"))
+        where = store.locate(file)
+        if file not in known:
+            raise UserError(f"retold captions need {where}: only rendered portraits know their attributes")
+        attributes = Attributes.from_json(parse_json(store.read(file), where))
         rng = np.random.default_rng(attributes.seed)
         told.append(tuple((brief_caption if i % 2 else caption)(attributes, rng) for i in range(count)))
     return tuple(told[i % len(told)] for i in range(samples))

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from datasets.labels import LabelSet
 from training.prior.config import DiffusionConfig
-from training.prior.data import PriorData
+from training.prior.data import PriorData, sent
 from training.prior.models import NORMAL_PREFIX, PriorParts
 
 
@@ -82,8 +82,9 @@ class DiffusionStage:
         self.config = config
         self.data = data
         self.latents = latents  # (2, n, C, h, w), scaled to unit variance
-        self.palette = torch.tensor(labels.palette, dtype=torch.float32) / 255
-        self.alphas = parts.scheduler.alphas_cumprod
+        self.device = latents.device
+        self.palette = torch.tensor(labels.palette, dtype=torch.float32, device=self.device) / 255
+        self.alphas = parts.scheduler.alphas_cumprod.to(self.device)
         self.weights = snr_weights(self.alphas, config.min_snr)
         # n samples with K captions each, their own first
         retold = data.retold or [()] * len(data)
@@ -97,14 +98,17 @@ class DiffusionStage:
             max_length=parts.tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
-        ).input_ids  # (texts, L)
+        ).input_ids.to(self.device)  # (texts, L)
         self.text_rows = torch.tensor(
             [[[rows[how(text)] for text in told] for told in tellings] for how in (str, normal_caption)]
-        )  # (2, n, K) into tokens
+        )  # (2, n, K) into tokens; on the CPU, where captions are drawn
         self.empty_row, self.prefix_row = rows[""], rows[NORMAL_PREFIX]
 
     def losses(self, module: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-        """One batch drawn with ``generator``; 'loss' is what is minimised."""
+        """One batch drawn with ``generator``; 'loss' is what is minimised.
+
+        Everything random is drawn on the CPU, the same for every device, and sent to where the latents are.
+        """
         count = self.config.optimiser.batch
 
         def chance(share: float) -> Tensor:
@@ -113,11 +117,7 @@ class DiffusionStage:
         index = self.data.draw(count, generator)
         is_normal = chance(self.config.normals_share)
         t = torch.randint(len(self.alphas), (count,), generator=generator)
-        clean = self.latents[is_normal.long(), index]
-        noise = torch.randn(clean.shape, generator=generator)
-        alpha = self.alphas[t].view(-1, 1, 1, 1)
-        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-
+        noise = torch.randn((count, *self.latents.shape[2:]), generator=generator)
         rows = self.text_rows[is_normal.long(), index]  # (count, K)
         if rows.shape[1] > 1:
             rows = rows.gather(1, torch.randint(rows.shape[1], (count, 1), generator=generator))
@@ -126,11 +126,16 @@ class DiffusionStage:
         # compare normal maps with normal maps
         nothing = torch.where(is_normal & chance(0.5), self.prefix_row, self.empty_row)
         rows = torch.where(chance(self.config.drop_caption), nothing, rows)
-        masks = self.data.masks[index]
-        masks = torch.where(
-            chance(self.config.coarse_mask).view(-1, 1, 1), coarsened(masks, generator), masks
+        is_coarse = chance(self.config.coarse_mask)
+        index, is_normal, t, noise, rows, is_coarse = sent(
+            self.device, index, is_normal, t, noise, rows, is_coarse
         )
-        seen = (~chance(self.config.drop_mask)).float()
+        masks = self.data.masks[index]
+        masks = torch.where(is_coarse.view(-1, 1, 1), coarsened(masks, generator), masks)
+        (seen,) = sent(self.device, (~chance(self.config.drop_mask)).float())
+        clean = self.latents[is_normal.long(), index]
+        alpha = self.alphas[t].view(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         predicted = self._predict(module, noisy, t, self.tokens[rows], masks, seen)
 
         error = (predicted - noise).square().mean(dim=(1, 2, 3))
@@ -147,4 +152,4 @@ class DiffusionStage:
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:
     """Mean of the chosen values; not a number where none is."""
-    return values.detach()[chosen].mean()
+    return values.detach().where(chosen, 0).sum() / chosen.sum()

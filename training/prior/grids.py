@@ -57,7 +57,7 @@ def sample_grid(path: Path, prior: Prior, data: PriorData, labels: LabelSet, cou
     masks = data.masks[indices]
     condition = prior.condition(masks, labels)
     captions = [data.captions[i] for i in indices]
-    columns = [[labels.colourise(mask.numpy()) for mask in masks]]
+    columns = [[labels.colourise(mask) for mask in masks.cpu().numpy()]]
     for is_normal in (False, True):
         real = data.pictures(torch.tensor(indices), torch.full((count,), is_normal))
         columns.append([to_tile(p) for p in real])
@@ -80,7 +80,7 @@ def prompt_grid(
 ) -> None:
     """A row per mask (N, H, W): the mask, then one column per prompt, all from the same noise."""
     condition = prior.condition(masks, labels)
-    columns = [[labels.colourise(mask.numpy()) for mask in masks]]
+    columns = [[labels.colourise(mask) for mask in masks.cpu().numpy()]]
     for prompt in prompts:
         samples = prior.sample([prompt] * len(masks), condition, steps=steps, guidance=guidance)
         columns.append([to_tile(p) for p in samples])

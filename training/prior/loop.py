@@ -147,7 +147,9 @@ class StageTrainer:
         self.optimiser.zero_grad(set_to_none=True)
         losses["loss"].backward()
         norm = torch.nn.utils.clip_grad_norm_(self.live.parameters(), self.config.clip)
-        if torch.isfinite(norm):
+        # read together: on CUDA the only time that a step waits for the device
+        *values, length = torch.stack([*(value.detach() for value in losses.values()), norm]).tolist()
+        if math.isfinite(length):
             self.optimiser.step()
             self._nonfinite = 0
         else:
@@ -158,11 +160,7 @@ class StageTrainer:
                     f"(at step {step}); try a smaller --lr"
                 )
         self._update_average()
-        return {
-            **{key: float(value.detach()) for key, value in losses.items()},
-            "gradient_norm": float(norm),
-            "lr": lr,
-        }
+        return {**dict(zip(losses, values, strict=True)), "gradient_norm": length, "lr": lr}
 
     @torch.no_grad()
     def _update_average(self) -> None:

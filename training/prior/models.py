@@ -87,7 +87,8 @@ def save_parts(parts: PriorParts, folder: Path, config: PriorConfig, facts: dict
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         for name, module in parts.modules().items():
-            kept = module if name == "text_encoder" else copy.deepcopy(module).half()
+            kept = copy.deepcopy(module).cpu()
+            kept = kept if name == "text_encoder" else kept.half()
             kept.save_pretrained(temporary / name)
         parts.scheduler.save_pretrained(temporary / "scheduler")
         save_tokenizer(parts.tokenizer, parts.words, temporary / "tokenizer")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +29,30 @@ from training.schedules import crossed
 
 PRIOR_FOLDER = "prior"
 AUTOENCODER, DIFFUSION = "autoencoder", "diffusion"
+_ENCODED, _ENCODED_CUDA = 64, 512  # pictures at once
 
 
 class PriorTraining:
     """One run in ``outdir``: config.json, curves.jsonl, grids/, state.safetensors and, at the end, prior/."""
 
     def __init__(
-        self, config: PriorConfig, outdir: Path, resume: Path | None = None, base: Path | None = None
+        self,
+        config: PriorConfig,
+        outdir: Path,
+        resume: Path | None = None,
+        base: Path | None = None,
+        device: str = "cpu",
     ) -> None:
-        """``base``: a finished small prior whose weights are where the diffusion model starts."""
+        """``base``: a finished small prior whose weights are where the diffusion model starts. The pictures
+        are moved to ``device`` as a whole."""
         self.config = config
         self.base = base
         self.outdir = outdir
         self.labels = label_set(config.labels)
         self.resumed = read_state(resume) if resume else None
-        self.data: PriorData = read_data(config)
-        self.parts: PriorParts = build_parts(config, words_of(list(self.data.captions)))
+        self.data: PriorData = read_data(config).to(device)
+        words = words_of([*self.data.captions, *chain.from_iterable(self.data.retold)])
+        self.parts: PriorParts = build_parts(config, words if base is None else words_of_base(base, words))
         if self.resumed and self.resumed.get("stage") not in (AUTOENCODER, DIFFUSION):
             raise UserError(f"{resume} is a state of another training: give --controlnet-only with it")
         if self.resumed and self.resumed["words"] != list(self.parts.words):
@@ -56,6 +65,8 @@ class PriorTraining:
             base_facts = read_json(base / PRIOR_FILE)
             repeated = ("format", "labels", "normal_maps", "words", "config")
             self.facts["base"] = {k: v for k, v in base_facts.items() if k not in repeated}
+        for module in self.parts.modules().values():
+            module.to(device)
         make_folder(outdir)
         config_files.save(config, outdir / CONFIG_FILE)
         self.curves = Curves(outdir / "curves.jsonl")
@@ -82,7 +93,7 @@ class PriorTraining:
             {"vae": vae},
             options.optimiser,
             self.config.seed,
-            60 * self.config.minutes * options.time_share,
+            60 * self.config.minutes * self._autoencoder_share,
         )
         if self.resumed:
             trainer.load_state(self.resumed["trainer"])
@@ -97,10 +108,17 @@ class PriorTraining:
         picture("final")
         self._note(trainer)
 
+    @property
+    def _autoencoder_share(self) -> float:
+        """Of --minutes: none for an autoencoder that stays as it is."""
+        options = self.config.autoencoder
+        return options.time_share if options.optimiser.kimg else 0.0
+
     def _scaled_latents(self) -> torch.Tensor:
         """Encode the set once; sets the scaling factor that makes latents of unit variance."""
         self.parts.vae.eval().requires_grad_(False)
-        latents = encode_all(self.parts, self.data)
+        on_cuda = self.data.device.type == "cuda"
+        latents = encode_all(self.parts, self.data, _ENCODED_CUDA if on_cuda else _ENCODED)
         scale = 1 / float(latents.std())
         self.parts.vae.register_to_config(scaling_factor=round(scale, 5))
         return latents * self.parts.vae.config.scaling_factor
@@ -108,12 +126,12 @@ class PriorTraining:
     def _train_diffusion(self, latents: torch.Tensor) -> None:
         options = self.config.diffusion
         modules = {name: module for name, module in self.parts.modules().items() if name != "vae"}
-        seconds = 60 * self.config.minutes * (1 - self.config.autoencoder.time_share)
+        seconds = 60 * self.config.minutes * (1 - self._autoencoder_share)
         trainer = StageTrainer(DIFFUSION, modules, options.optimiser, self.config.seed, seconds)
         if self.resumed and self.resumed["stage"] == DIFFUSION:
             trainer.load_state(self.resumed["trainer"])
         averaged = dataclasses.replace(self.parts, **dict(trainer.average.items()))
-        prior = prior_of(averaged)
+        prior = prior_of(averaged).to(latents.device)
 
         def picture(name: str) -> None:
             path = self.outdir / "grids" / f"samples_{name}.png"
@@ -176,14 +194,20 @@ class PriorTraining:
         save_state(self.outdir, state)
 
 
-def start_from(parts: PriorParts, base: Path) -> None:
-    """Copies the weights of a finished small prior of the same sizes and words. Raises UserError if they
-    differ."""
-    prior = load_prior(base)
-    if prior.vocabulary.words != frozenset(parts.words):
+def words_of_base(base: Path, needed: tuple[str, ...]) -> tuple[str, ...]:
+    """The words that the finished prior ``base`` knows, of which these captions may have fewer: tokens stay
+    what they are. UserError if they have others."""
+    known = tuple(read_json(base / PRIOR_FILE)["words"])
+    if unknown := sorted(set(needed) - set(known)):
         raise UserError(
-            f"--base {base} knows other words than these captions have: train a prior from scratch"
+            f"--base {base} does not know {', '.join(unknown)} of these captions: train a prior from scratch"
         )
+    return known
+
+
+def start_from(parts: PriorParts, base: Path) -> None:
+    """Copies the weights of a finished small prior of the same sizes. Raises UserError if they differ."""
+    prior = load_prior(base)
     for name, module in parts.modules().items():
         try:
             module.load_state_dict(getattr(prior, name).state_dict())
@@ -193,10 +217,14 @@ def start_from(parts: PriorParts, base: Path) -> None:
 
 
 def train_prior(
-    config: PriorConfig, outdir: Path, resume: Path | None = None, base: Path | None = None
+    config: PriorConfig,
+    outdir: Path,
+    resume: Path | None = None,
+    base: Path | None = None,
+    device: str = "cpu",
 ) -> Path:
-    """Train the small prior that ``config`` describes; returns the folder of the finished prior."""
+    """Train the small prior that ``config`` describes on ``device``; returns the finished prior's folder."""
     started = time.monotonic()
-    folder = PriorTraining(config, outdir, resume, base).run()
+    folder = PriorTraining(config, outdir, resume, base, device).run()
     tqdm.write(f"{folder} is ready after {(time.monotonic() - started) / 60:.1f} minutes")
     return folder

@@ -1,3 +1,5 @@
+import copy
+
 import torch
 
 from training.prior.autoencoder import (
@@ -41,6 +43,16 @@ def test_losses_reach_every_weight_and_depend_on_the_generator_alone(tiny_config
     ends = [vae.encoder.conv_in, vae.encoder.conv_out, vae.decoder.conv_in, vae.decoder.conv_out]
     assert all(end.weight.grad.abs().sum() > 0 for end in ends)  # blocks in between start as identities
     assert torch.equal(first["loss"], losses()["loss"])
+
+
+def test_nothing_of_a_step_stays_behind_on_the_cpu(tiny_config):
+    """'meta' stands for any other device: mixing devices, and reading values, are errors there too."""
+    data = read_data(tiny_config)
+    vae = copy.deepcopy(build_parts(tiny_config, words_of(list(data.captions))).vae).to("meta")
+    stage = AutoencoderStage(tiny_config.autoencoder, data.to("meta"))
+    losses = stage.losses(torch.nn.ModuleDict({"vae": vae}), torch.Generator().manual_seed(3))
+    assert {value.device.type for value in losses.values()} == {"meta"}
+    losses["loss"].backward()
 
 
 def test_hue_difference_ignores_brightness_and_texture_within_a_cell():

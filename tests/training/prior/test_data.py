@@ -1,4 +1,5 @@
 import dataclasses
+import zipfile
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from datasets.labels import label_set
 from datasets.masked_images import MaskedImages
 from datasets.portraits import BUNDLED
 from dnnlib.errors import UserError
-from training.prior.data import rarity, read_data, retell, smooth_normals
+from training.prior.data import favour, rarity, read_data, retell, smooth_normals
 
 
 def test_set_and_its_mirror_images(tiny_config):
@@ -58,6 +59,40 @@ def test_pictures_are_told_anew_from_their_attributes(tmp_path):
     assert all(len(text.split()) < 9 for each in told for text in each[1::2])  # the brief ones
     with pytest.raises(UserError, match="retold captions need .*attributes"):
         retell(tmp_path, names, 4, 6)
+
+
+def test_a_zip_is_told_anew_as_its_folder_is(tmp_path):
+    names = MaskedImages(BUNDLED, None, "ffhq-mask", 64).names[:3]
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for name in names[:2]:
+            name = f"attributes/{name.replace('.png', '.json')}"
+            file.write(BUNDLED / name, name)
+    assert retell(path, names[:2], 4, 4) == retell(BUNDLED, names[:2], 4, 4)
+    with pytest.raises(UserError, match="retold captions need .*set.zip!/attributes"):
+        retell(path, names, 4, 6)
+
+
+def test_pictures_move_and_draws_stay(tiny_config):
+    data = read_data(dataclasses.replace(tiny_config, rare=0.5))
+    moved = data.to("meta")  # any device but the CPU, which every machine has
+    assert {moved.device, moved.images.device, moved.normals.device, moved.masks.device} == {
+        torch.device("meta")
+    }
+    index = moved.draw(4, torch.Generator().manual_seed(0))
+    assert torch.equal(index, data.draw(4, torch.Generator().manual_seed(0)))
+    assert moved.pictures(index, torch.tensor([True] * 4)).device.type == "meta"
+
+
+def test_favoured_words_make_their_pictures_more_frequent(tiny_config):
+    told = [("a man", "a man with a hat"), ("a man",), ("a cap",)]
+    assert favour(told, ("hat", "cap"), 4.0).tolist() == [4.0, 1.0, 4.0]
+    with pytest.raises(UserError, match="no caption has the favoured fez"):
+        favour(told, ("hat", "fez"), 4.0)
+    weights = read_data(dataclasses.replace(tiny_config, favoured=("blond",), favour=2.0)).weights
+    assert weights.tolist() == [1.0, 2.0, 1.0] * 4  # three colours of hair in turn
+    rare = read_data(dataclasses.replace(tiny_config, rare=1.0, favoured=("blond",))).weights
+    torch.testing.assert_close(rare, torch.tensor([3.0, 9.0, 3.0] * 4))  # a third of them has each colour
 
 
 def test_pictures_are_drawn_by_the_rarest_word_of_all_their_captions():

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 
 from datasets.labels import label_set
 from training.prior.data import read_data
-from training.prior.diffusion import DiffusionStage, coarsened, encode_all, normal_caption
+from training.prior.diffusion import DiffusionStage, _mean, coarsened, encode_all, normal_caption
 from training.prior.models import NORMAL_PREFIX, build_parts, words_of
 
 
@@ -90,6 +91,23 @@ def test_loss_reaches_text_encoder_unet_and_controlnet(setting):
     for name in module:
         assert sum(p.grad.abs().sum() for p in module[name].parameters() if p.grad is not None) > 0, name
     assert torch.equal(loss, stage.losses(module, torch.Generator().manual_seed(0))["loss"])
+
+
+def test_nothing_of_a_step_stays_behind_on_the_cpu(setting):
+    """'meta' stands for any other device: mixing devices, and reading values, are errors there too."""
+    config, data, parts, latents = setting
+    told = tuple(("a person", "a man") for _ in range(len(data)))
+    moved = (config, dataclasses.replace(data, retold=told).to("meta"), parts, latents.to("meta"))
+    module = copy.deepcopy(modules(setting)).to("meta")
+    losses = make_stage(moved).losses(module, torch.Generator().manual_seed(0))
+    assert {value.device.type for value in losses.values()} == {"meta"}
+    losses["loss"].backward()
+
+
+def test_means_of_pictures_and_of_normal_maps():
+    values = torch.tensor([1.0, 2.0, 4.0])
+    assert _mean(values, torch.tensor([True, False, True])) == 2.5
+    assert _mean(values, torch.zeros(3, dtype=torch.bool)).isnan()
 
 
 def test_a_dropped_mask_silences_the_controlnet(setting):

@@ -11,8 +11,8 @@ from dnnlib.errors import UserError
 from train_prior import main
 from training.prior.config import PriorConfig
 from training.prior.load import load_prior
-from training.prior.loop import save_state
-from training.prior.train import train_prior
+from training.prior.loop import StageTrainer, save_state
+from training.prior.train import train_prior, words_of_base
 
 
 def longer(config, kimg):
@@ -70,6 +70,62 @@ def test_the_autoencoder_of_a_start_can_go_on(trained, tiny_config, tmp_path):
     assert 0 < max(moved) < steps * tiny_config.autoencoder.optimiser.lr  # from there, not from nothing
     facts = json.loads((folder / "prior.json").read_text())
     assert facts["autoencoder"]["kimg"] == facts["base"]["autoencoder"]["kimg"]
+
+
+def test_a_start_may_know_more_words_but_not_fewer(trained, tiny_config, tmp_path):
+    needed = ("a", "blond", "hair", "portrait")
+    known = words_of_base(trained[1], needed)
+    assert (
+        set(needed) < set(known)
+        and list(known) == json.loads((trained[1] / "prior.json").read_text())["words"]
+    )
+    with pytest.raises(UserError, match="does not know fez of these captions"):
+        words_of_base(trained[1], (*needed, "fez"))
+
+
+@pytest.mark.parametrize(("kimg", "shares"), [(0.016, (6.0, 18.0)), (0.0, (0.0, 24.0))])
+def test_an_autoencoder_that_stays_takes_none_of_the_minutes(
+    trained, tiny_config, tmp_path, monkeypatch, kimg, shares
+):
+    seconds = {}
+
+    class Timed(StageTrainer):
+        def train(self, *rest):
+            seconds[self.name] = self.seconds
+            self.progress.images = 1
+
+    monkeypatch.setattr("training.prior.train.StageTrainer", Timed)
+    config = with_vae_kimg(dataclasses.replace(tiny_config, minutes=0.4), kimg)
+    autoencoder = dataclasses.replace(config.autoencoder, time_share=0.25)
+    train_prior(dataclasses.replace(config, autoencoder=autoencoder), tmp_path / "run", base=trained[1])
+    assert seconds.get("autoencoder", 0.0) == pytest.approx(shares[0])
+    assert seconds["diffusion"] == pytest.approx(shares[1])
+
+
+def first_losses(outdir):
+    """The first line of each stage's curves: that of the first step, of as many pictures as are logged."""
+    lines = [json.loads(line) for line in (outdir / "curves.jsonl").read_text().splitlines()]
+    return {line["stage"]: line["loss"] for line in reversed(lines)}
+
+
+@pytest.mark.cuda
+def test_cuda_trains_resumes_and_begins_as_the_cpu_does(trained, tiny_config, tmp_path):
+    folder = train_prior(tiny_config, tmp_path / "run", device="cuda")
+    here, there = first_losses(trained[0]), first_losses(tmp_path / "run")
+    # the same weights and random numbers; convolutions multiply in TF32, with ten bits of mantissa
+    assert here["autoencoder"] == pytest.approx(there["autoencoder"], rel=0.01)
+    # four steps of the autoencoder further, with Adam's steps as long for any gradient
+    assert here["diffusion"] == pytest.approx(there["diffusion"], rel=0.1)
+    assert {
+        value.device.type for value in load_file(folder / "unet/diffusion_pytorch_model.safetensors").values()
+    } == {"cpu"}
+    further = train_prior(
+        longer(tiny_config, 0.024), tmp_path / "run", resume=tmp_path / "run", device="cuda"
+    )
+    assert json.loads((further / "prior.json").read_text())["diffusion"]["kimg"] == 0.024
+    load_prior(further).encode(torch.rand(1, 3, 16, 16))
+    based = train_prior(tiny_config, tmp_path / "based", base=folder, device="cuda")
+    assert json.loads((based / "prior.json").read_text())["base"]["diffusion"]["kimg"] == 0.016
 
 
 def test_a_start_of_other_sizes_is_refused(trained, tiny_config, tmp_path):
