@@ -52,7 +52,8 @@ IMPLEMENTATIONS = ("auto", "reference", "native")
 CXX_FLAGS = ["-O3", "-std=c++20", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
 # All that this processor can do; the first that the compiler knows (Apple's and older ones for ARM lack one).
 PROCESSOR_FLAGS = ("-march=native", "-mcpu=native")
-NVCC_FLAGS = ["-O3", "-std=c++20"]
+# torch's own flags, which come before these, take away the conversions between half precision and float.
+NVCC_FLAGS = ["-O3", "-std=c++20", "-U__CUDA_NO_HALF_CONVERSIONS__", "-U__CUDA_NO_BFLOAT16_CONVERSIONS__"]
 ARCHITECTURES = ("7.5", "8.0", "8.9", "9.0", "10.0")  # of the CUDA compilation check
 
 # Native operations that exist, and for which devices. Others run as references.
@@ -203,7 +204,9 @@ def compile_cuda(architectures: Sequence[str] = ARCHITECTURES) -> bool:
     with tempfile.TemporaryDirectory() as temporary:
         output = f"{temporary}/compiled.o"
         for kernel in sorted(SOURCES.glob("*.cu")):
-            fine &= _run([nvcc, *NVCC_FLAGS, *targets, *late, "-c", str(kernel), "-o", output])
+            # torch's flags too, as a build has them
+            flags = [*cpp_extension.COMMON_NVCC_FLAGS, *NVCC_FLAGS, *targets, *late]
+            fine &= _run([nvcc, *flags, "-c", str(kernel), "-o", output])
         for host in sorted(SOURCES.glob("*.cpp")):
             if (
                 "MATE3D_CUDA" in host.read_text()

@@ -174,3 +174,17 @@ def test_compilation_check_fails_with_the_compiler(monkeypatch, capsys):
     monkeypatch.setattr(extension.shutil, "which", lambda *_, **__: "false")
     assert not extension.compile_cuda(["9.0"])
     assert "bias_act.cu: FAILS" in capsys.readouterr().out
+
+
+def test_compilation_check_takes_the_flags_of_a_build(monkeypatch):
+    """torch forbids half precision to become float by itself, which the kernels need: it must be undone."""
+    pytest.importorskip("setuptools")  # torch's builder needs it
+    commands = []
+    monkeypatch.setattr(extension.shutil, "which", lambda *_, **__: "nvcc")
+    monkeypatch.setattr(extension, "_run", lambda command: commands.append(command) or True)
+    assert extension.compile_cuda(["9.0"])
+    kernels = [command for command in commands if any(part.endswith(".cu") for part in command)]
+    assert len(kernels) == len(list(extension.SOURCES.glob("*.cu")))
+    for command in kernels:
+        for name in ("__CUDA_NO_HALF_CONVERSIONS__", "__CUDA_NO_BFLOAT16_CONVERSIONS__"):
+            assert command.index(f"-D{name}") < command.index(f"-U{name}")
