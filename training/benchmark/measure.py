@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import resource
 import statistics
@@ -68,22 +69,42 @@ class Machine:
     device: str
     threads: int
     torch: str
-    product: float  # FLOP/s of a 2048 x 2048 matrix product
-    convolution: float  # FLOP/s of a 3 x 3 convolution, channels-last, 128 channels at 128 x 128
+    product: float  # FLOP/s of a product of two square matrices, of side SIZES
+    convolution: float  # FLOP/s of a 3 x 3 convolution, channels-last, 128 channels, of side SIZES / 16
     memory: float  # bytes/s read and written by adding two large tensors into a third
+    # Whether TensorFloat-32, 11 bits instead of 24, was allowed: by default in a GPU's convolutions only.
+    tf32_product: bool = False
+    tf32_convolution: bool = False
+
+
+SIZES = {"cpu": 2048, "cuda": 4096}  # of the machine's own measurement: enough to fill it
+
+# On a GPU a run ends long before the CPU hears of it: as many runs as take this long share one such wait.
+_SECONDS_BETWEEN_WAITS = 0.02
+_MOST_RUNS = 50
 
 
 def repeat(work: Callable[[], object], repetitions: int, device: str, *, warm_up: int = 1) -> Spread:
-    """Wall-clock seconds of ``work``, after ``warm_up`` runs that do not count."""
-    seconds = []
-    for index in range(warm_up + repetitions):
-        _wait(device)
-        start = time.perf_counter()
+    """Wall-clock seconds of one run of ``work``, after ``warm_up`` runs that do not count.
+
+    On a GPU each repetition is the mean of several runs, one directly behind the other.
+    """
+    for _ in range(warm_up):
+        _seconds(work, 1, device)
+    runs = 1
+    if device.startswith("cuda"):
+        runs = min(max(math.ceil(_SECONDS_BETWEEN_WAITS / _seconds(work, 1, device)), 1), _MOST_RUNS)
+    return Spread.of([_seconds(work, runs, device) for _ in range(repetitions)])
+
+
+def _seconds(work: Callable[[], object], runs: int, device: str) -> float:
+    """Seconds of a run, from the mean of ``runs``."""
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(runs):
         work()
-        _wait(device)
-        if index >= warm_up:
-            seconds.append(time.perf_counter() - start)
-    return Spread.of(seconds)
+    _wait(device)
+    return (time.perf_counter() - start) / runs
 
 
 def in_own_process(function: Callable[..., T], *arguments: object, threads: int | None) -> T:
@@ -106,8 +127,10 @@ def _wait(device: str) -> None:
 
 
 @torch.no_grad()
-def machine(device: str, repetitions: int, *, size: int = 2048) -> Machine:
-    """Measures it. ``size``: of the product; the others shrink with it (for tests)."""
+def machine(device: str, repetitions: int, *, shrink: int = 1) -> Machine:
+    """Measures it. ``shrink`` divides all sizes (for tests)."""
+    on_gpu = device.startswith("cuda")
+    size = SIZES["cuda" if on_gpu else "cpu"] // shrink
     a, b = (torch.randn(size, size, device=device) for _ in range(2))
     product = repeat(lambda: a @ b, repetitions, device).lowest
     side = max(8, size // 16)
@@ -116,7 +139,7 @@ def machine(device: str, repetitions: int, *, size: int = 2048) -> Machine:
     convolution = repeat(lambda: F.conv2d(x, w, padding=1), repetitions, device).lowest
     big = [torch.randn(8 * size * size // 2, device=device) for _ in range(3)]
     memory = repeat(lambda: torch.add(big[0], big[1], out=big[2]), repetitions, device).lowest
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
+    name = torch.cuda.get_device_name(device) if on_gpu else _processor()
     return Machine(
         device=name,
         threads=torch.get_num_threads(),
@@ -124,6 +147,8 @@ def machine(device: str, repetitions: int, *, size: int = 2048) -> Machine:
         product=2 * size**3 / product,
         convolution=2 * 9 * 128 * 128 * side * side / convolution,
         memory=3 * 4 * len(big[0]) / memory,
+        tf32_product=on_gpu and torch.backends.cuda.matmul.allow_tf32,
+        tf32_convolution=on_gpu and torch.backends.cudnn.allow_tf32,
     )
 
 

@@ -49,10 +49,14 @@ class Options:
 def run(options: Options, say: Callable[[str], None]) -> tuple[Machine, list[Row]]:
     """Measures everything; ``say`` gets a line of the table at a time."""
     start_process(options.threads)
-    found = machine(options.device, options.repetitions, size=2048 // options.shrink)
+    found = machine(options.device, options.repetitions, shrink=options.shrink)
+    product, convolution = (
+        " (TF32)" if tf32 else "" for tf32 in (found.tf32_product, found.tf32_convolution)
+    )
     say(
         f"{found.device}, {found.threads} threads, torch {found.torch}: "
-        f"product {found.product / 1e9:.0f} GFLOP/s, convolution {found.convolution / 1e9:.0f} GFLOP/s, "
+        f"product {found.product / 1e9:.0f} GFLOP/s{product}, "
+        f"convolution {found.convolution / 1e9:.0f} GFLOP/s{convolution}, "
         f"memory {found.memory / 1e9:.1f} GB/s"
     )
     say(HEADER)

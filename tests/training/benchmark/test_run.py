@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import benchmark
 from dnnlib import config as config_files
 from tests.tiny_run import TINY_RUN
 from torch_utils import extension
-from training.benchmark import operations, work
+from training.benchmark import measure, operations, work
 from training.benchmark import run as run_module
 from training.benchmark.measure import Row, Spread, flops, in_own_process, machine, repeat
 from training.benchmark.run import ROOT, Options, line, run, save
@@ -45,6 +46,27 @@ def test_repeat_leaves_out_the_first_run():
     assert len(calls) == 4 and 0 <= spread.lowest <= spread.median <= spread.highest
 
 
+@pytest.mark.parametrize(
+    ("of_one", "runs"), [(0.0001, 50), (0.003, 7), (0.02, 1), (5.0, 1)]
+)  # seconds; runs that make 20 ms, at most 50
+def test_runs_on_a_gpu_share_a_wait(monkeypatch, of_one, runs):
+    """A GPU in miniature: work is put in a queue, and done while the CPU waits, which takes 0.1 ms."""
+    clock, queue, waits = [0.0], [], []
+
+    def wait(device):
+        assert device == "cuda:1"
+        waits.append(len(queue))
+        clock[0] += sum(queue) + (0.0001 if queue else 0)
+        queue.clear()
+
+    monkeypatch.setattr(measure, "_wait", wait)
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    spread = repeat(lambda: queue.append(of_one), 3, "cuda:1")
+    # before and behind the warm-up, the run that tells how many there are to be, and three repetitions
+    assert waits[1::2] == [1, 1, *[runs] * 3] and not any(waits[::2])
+    assert spread.lowest == pytest.approx(of_one + 0.0001 / runs) == spread.highest
+
+
 def test_flops_are_those_of_the_references(monkeypatch):
     seen = []
     assert flops(lambda: (seen.append(dict(extension.AUTO)), torch.ones(2, 3) @ torch.ones(3, 5))) == 2 * 30
@@ -52,7 +74,7 @@ def test_flops_are_those_of_the_references(monkeypatch):
 
 
 def test_the_machine_is_measured():
-    found = machine("cpu", 1, size=64)
+    found = machine("cpu", 1, shrink=32)
     assert found.product > 0 and found.convolution > 0 and found.memory > 0 and found.threads >= 1
 
 
@@ -102,7 +124,7 @@ def test_a_recipe_that_keeps_reconstructions_and_parses_masks_can_be_measured(ti
 def test_command_line(tmp_path, monkeypatch):
     asked = []
     row = Row("views", "a view", Spread(2.0, 1.0, 3.0))
-    measured = machine("cpu", 1, size=64)
+    measured = machine("cpu", 1, shrink=32)
     monkeypatch.setattr(benchmark, "run", lambda options, _: (asked.append(options), (measured, [row]))[1])
     path = tmp_path / "new" / "figures.json"
     arguments = ["--only", "views", "--raw", "64", "--raw", "128", "--cfg", "ffhq-mask", "--json", str(path)]
