@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.kernels import assert_near, need_kernels
 from torch_utils import extension
 from torch_utils.ops import fused_mlp as module
 from torch_utils.ops.fused_mlp import fused_mlp
@@ -39,7 +40,7 @@ def derivatives(function, arguments):
     """Value, gradients, and the gradient of the eikonal loss."""
     x = arguments[0]
     y = function(*arguments)
-    cotangent = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+    cotangent = ((torch.arange(y.numel()) % 17 - 7) / 8).view_as(y).to(y)  # the same in every precision
     first = torch.autograd.grad(y, arguments, cotangent, create_graph=True)
     slope = torch.autograd.grad(y.square().sum(), x, create_graph=True)[0]
     second = torch.autograd.grad((slope.norm(dim=-1) - 1).square().sum(), arguments)
@@ -236,3 +237,72 @@ def test_compiles_whole():
         torch.autograd.grad(each(*arguments).square().sum(), arguments) for each in (compiled, function)
     )
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+# The kernels compute in float32 or better; half precision rounds what goes in and out of each derivative.
+TOLERANCES = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 1e-4, torch.float64: 1e-11}
+KERNEL_SIZES = [  # points, channels, heads, width, outputs
+    (0, 3, 2, 4, 1),
+    (1, 1, 1, 1, 1),
+    (3001, 24, 3, 20, 1),  # points and hidden units that fill no block
+    (4097, 32, 19, 16, 1),
+    (3500, 32, 2, 33, 9),
+    (3001, 63, 2, 17, 32),  # as much as the kernels have room for
+]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("sizes", KERNEL_SIZES)
+@pytest.mark.parametrize("turned", [False, True])
+def test_kernel_equals_the_equations(dtype, sizes, turned, monkeypatch):
+    need_kernels("fused_mlp")
+    monkeypatch.delattr(module, "_Blockwise")  # the reference must not run
+    compare_kernel(dtype, sizes, turned, "cuda")
+
+
+def compare_kernel(dtype, sizes, turned, device):
+    points, channels, heads, width, outputs = sizes
+    if dtype is torch.float64:
+        channels, outputs = min(channels, 31), min(outputs, 16)
+    drawn = inputs(points, channels, heads, width, outputs)
+    # small outputs: sums over all points stay within half precision
+    scales = (1, channels**-0.5, 1, (width * heads * outputs) ** -0.5, 1)
+    given = [(each.detach() * scale).to(device, dtype) for each, scale in zip(drawn, scales, strict=True)]
+    if turned:
+        given = [each.mT.contiguous().mT for each in given]
+    exact = [each.double().cpu().requires_grad_() for each in given]
+    given = [each.requires_grad_() for each in given]
+    found = derivatives(lambda *each: fused_mlp(*each, impl="native"), given)
+    assert_near([each.cpu() for each in found], derivatives(by_the_equations, exact), TOLERANCES[dtype])
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kernel_with_frozen_weights(dtype):
+    need_kernels("fused_mlp")
+    x, *parameters = inputs(3001, 24, 3, 20, dtype=dtype)
+    moved = x.detach().cuda().requires_grad_()
+    y = fused_mlp(moved, *(each.detach().cuda() for each in parameters), impl="native")
+    (found,) = torch.autograd.grad(y.square().sum(), moved)
+    exact = [each.detach().double().requires_grad_() for each in (x, *parameters)]
+    (expected,) = torch.autograd.grad(by_the_equations(*exact).square().sum(), exact[0])
+    assert_near([found.cpu()], [expected], TOLERANCES[dtype])
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_kernel_of_losses_on_the_weights_gradients(outputs):
+    """A direction of the weights widens the layer: of 31 channels, one more fits at a time."""
+    need_kernels("fused_mlp")
+    arguments = inputs(500, 31, 2, 5, outputs)
+
+    def by_gradients(function, arguments):
+        y = function(*arguments)
+        first = torch.autograd.grad(y.square().sum(), arguments, create_graph=True)
+        return torch.autograd.grad(sum(each.square().sum() for each in first), arguments)
+
+    moved = [each.detach().cuda().requires_grad_() for each in arguments]
+    found = by_gradients(lambda *each: fused_mlp(*each, impl="native"), moved)
+    expected = by_gradients(by_the_equations, arguments)
+    assert_near([each.cpu() for each in found], expected, 1e-11)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import strategies
 
+from tests.kernels import assert_near, need_kernels
 from torch_utils import extension
 from torch_utils.ops.march_rays import (
     composite,
@@ -262,16 +263,56 @@ def test_native_is_compiled_as_one_graph(native):
     torch.testing.assert_close(found, wanted)
 
 
+def with_undefined_depths(samples, device):
+    """Three rays, of which the second has two depths that are not numbers."""
+    depth, leaves = rays(3, samples, dtype=torch.float32)
+    depth[1, [0, 3]] = torch.nan
+    found = [
+        with_gradients(
+            depth.to(to), [x.detach().to(to).requires_grad_() for x in leaves], impl, marching="sigma"
+        )
+        for impl, to in (("native", device), ("reference", "cpu"))
+    ]
+    for one, other in zip(*found, strict=True):  # NaN in the same places, and nothing else that it reached
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("samples", [7, 300])  # sorted by counting; by comparing
+def test_native_undefined_depths_come_last(native, samples):
+    with_undefined_depths(samples, "cpu")
+
+
+@pytest.mark.cuda
+def test_kernel_undefined_depths_come_last():
+    need_kernels("march_rays")
+    with_undefined_depths(96, "cuda")
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("marching", ["published", "sigma"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_kernel_equals_reference(marching, dtype):
-    if "cuda" not in extension.loaded("march_rays"):
-        pytest.skip("native march_rays is not available for CUDA")
-    depth, leaves = rays(100, 96, 32, 19, dtype=dtype, device="cuda")
+# one sample; a usual ray; the most that a block's shared memory holds; more rays than 65536 blocks
+@pytest.mark.parametrize(("number", "samples"), [(3, 1), (0, 8), (500, 96), (3, 1024), (70000, 4)])
+@pytest.mark.parametrize("strided", [False, True])
+def test_kernel_equals_reference(marching, dtype, number, samples, strided):
+    need_kernels("march_rays")
+    depth, leaves = rays(number, samples, 33, 19, dtype=dtype)
+    leaves[0] = leaves[0].detach().abs()  # a sum of weights of both signs may be 0, which depth is divided by
+    depth, leaves = depth.cuda(), [x.detach().cuda() for x in leaves]
+    if strided:
+        depth = depth.transpose(0, 1).contiguous().transpose(0, 1)
+        leaves = [x.mT.contiguous().mT for x in leaves]
+    leaves = [x.requires_grad_() for x in leaves]
     found = with_gradients(depth, leaves, "native", marching=marching)
     exact = [x.detach().double().requires_grad_() for x in leaves]
     expected = with_gradients(depth.double(), exact, "reference", marching=marching)
-    tolerance = 1e-4 if dtype == torch.float32 else 1e-10
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
+    # sums of up to 1024 terms, one after the other
+    assert_near(found, expected, 1e-4 if dtype == torch.float32 else 1e-10)
+
+
+@pytest.mark.cuda
+def test_kernel_refuses_what_it_has_no_room_for():
+    need_kernels("march_rays")
+    depth, (density, values, *_) = rays(2, 1025, device="cuda")
+    with pytest.raises(RuntimeError, match="more than 1024 samples"):
+        march_rays(density, depth, values, marching="sigma", impl="native")

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from tests.kernels import assert_near, need_kernels
 from torch_utils import extension
 from torch_utils.ops import triplane_sample as module
 from torch_utils.ops.triplane_sample import (
@@ -112,9 +113,9 @@ def test_orthogonal_planes_are_three_different_ones():
 
 
 @pytest.mark.parametrize("impl", BOTH)
-def test_far_and_undefined_points(impl):
-    planes, _ = scene()
-    points = torch.tensor([[[1e9, 0.0, 0.0], [-1e30, 1e30, torch.inf], [torch.nan, 0.0, 0.0]]]).double()
+def test_far_and_undefined_points(impl, device="cpu"):
+    planes = scene()[0].to(device)
+    points = torch.tensor([[[1e9, 0.0, 0.0], [-1e30, 1e30, torch.inf], [torch.nan, 0.0, 0.0]]]).to(planes)
     y = triplane_sample(planes[:1], points, projection="orthogonal", box_warp=BOX, impl=impl)
     assert y[0, 0].isfinite().all()
     assert torch.equal(y[0, 1], torch.zeros_like(y[0, 1]))
@@ -161,10 +162,10 @@ def test_native_equals_the_reference(scenes, count, channels, height, width, pro
 def derivatives(planes, points, **options):
     """Value, gradients, and the gradients of a loss on the slopes."""
     y = triplane_sample(planes, points, **options)
-    cotangent = torch.linspace(-1, 1, y.numel()).view_as(y)
+    cotangent = ((torch.arange(y.numel()) % 17 - 7) / 8).view_as(y).to(y)  # the same in every precision
     first = torch.autograd.grad(y, (planes, points), cotangent, create_graph=True)
     slope = torch.autograd.grad(y.square().sum(), points, create_graph=True)[0]
-    second = torch.autograd.grad((slope * torch.linspace(-1, 1, 3)).sum(), (planes, points))
+    second = torch.autograd.grad((slope * torch.linspace(-1, 1, 3).to(y)).sum(), (planes, points))
     return [y, *first, *second]
 
 
@@ -270,3 +271,61 @@ def test_compiles_whole():
         torch.autograd.grad(each(*arguments).square().sum(), arguments) for each in (compiled, function)
     )
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+# Pixels add up hundreds of points in any order; half precision rounds what each derivative takes and gives.
+TOLERANCES = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 1e-4, torch.float64: 1e-11}
+KERNEL_SIZES = [  # scenes, points, channels, height, width
+    (2, 0, 3, 4, 5),
+    (1, 1, 1, 2, 2),
+    (2, 3001, 24, 9, 12),
+    (1, 4000, 33, 16, 16),
+]
+
+
+def away_from_pixels(scenes, count, sizes, dtype):
+    """Points, some of them outside: where slopes jump, two roundings would give different ones."""
+    drawn = ((torch.rand(100 + 4 * scenes * count, 3) - 0.5) * 1.3 * BOX).to(dtype)
+    at = torch.stack([drawn.double() * size / BOX + (size - 1) / 2 for size in sizes])
+    clear = ((at - at.round()).abs() > 0.01).all(0).all(-1)
+    return drawn[clear][: scenes * count].reshape(scenes, count, 3)
+
+
+def compare_on(device, impl, dtype, sizes, layout, **options):
+    scenes, count, channels, height, width = sizes
+    planes = torch.randn(scenes, 3, channels, height, width).to(dtype)
+    points = away_from_pixels(scenes, count, (height, width), dtype)
+    exact = [each.double().requires_grad_() for each in (planes, points)]
+    planes, points = planes.to(device), points.to(device)
+    if layout != "contiguous":
+        planes = channels_last(planes) if layout == "channels_last" else planes.mT.contiguous().mT
+        points = points.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    given = [each.requires_grad_() for each in (planes, points)]
+    options = {"box_warp": BOX, **options}
+    found = derivatives(*given, impl=impl, **options)
+    expected = derivatives(*exact, impl="reference", **options)
+    assert_near([each.cpu() for each in found], expected, TOLERANCES[dtype])
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("sizes", KERNEL_SIZES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize("reduce", ["mean", "none"])
+def test_kernel_equals_reference(dtype, sizes, layout, reduce):
+    need_kernels("triplane_sample")
+    compare_on("cuda", "native", dtype, sizes, layout, projection="orthogonal", reduce=reduce)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_reference_is_the_same_on_cuda(dtype, projection):
+    for sizes in KERNEL_SIZES:
+        compare_on("cuda", "reference", dtype, sizes, "contiguous", projection=projection)
+
+
+@pytest.mark.cuda
+def test_kernel_with_far_and_undefined_points():
+    need_kernels("triplane_sample")
+    test_far_and_undefined_points("native", "cuda")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import strategies
 
+from tests.kernels import assert_near, need_kernels
 from torch_utils import extension
 from torch_utils.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 
@@ -193,21 +194,38 @@ def test_native_refuses_a_filter_larger_than_the_picture(native):
         upfirdn2d(torch.zeros(1, 1, 3, 3), torch.ones(4, 4), impl="native")
 
 
+# Sums of twelve or sixteen products in float32 or better, and for the gradient twice; results are rounded.
+TOLERANCES = {torch.bfloat16: 3e-2, torch.float16: 4e-3, torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+def compare_on_cuda(x, f, arguments):
+    found = both(x, f, "native", arguments)
+    assert_near(found, both(x.double(), f.double(), "reference", arguments), TOLERANCES[x.dtype])
+    return found
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize(("up", "down", "padding"), CASES[::2])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize("dtype", TOLERANCES)
 def test_kernel_equals_reference(up, down, padding, layout, dtype):
-    if "cuda" not in extension.loaded("upfirdn2d"):
-        pytest.skip("native upfirdn2d is not available for CUDA")
-    x = torch.randn(2, 3, 8, 7, device="cuda", dtype=dtype).to(memory_format=layout)
-    f = torch.randn(4, 3, device="cuda")
-    arguments = dict(up=up, down=down, padding=padding)
-    found = both(x, f, "native", arguments)
-    expected = both(x.double(), f.double(), "reference", arguments)
-    tolerance = {torch.bfloat16: 1e-1, torch.float16: 2e-2, torch.float32: 1e-4, torch.float64: 1e-12}[dtype]
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
+    need_kernels("upfirdn2d")
+    f = torch.randn(4, 3).cuda()
+    for shape in ((2, 3, 8, 7), (1, 1, 8, 7), (0, 3, 8, 7), (2, 5, 61, 75)):  # the last in many blocks
+        x = torch.randn(*shape[:3], 2 * shape[3]).to("cuda", dtype)
+        x = x[..., ::2] if layout == "strided" else x[..., : shape[3]].contiguous()
+        x = x.to(memory_format=torch.channels_last) if layout == "channels_last" else x
+        compare_on_cuda(x, f, dict(up=up, down=down, padding=padding))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_kernel_with_more_pixels_than_threads(layout):
+    need_kernels("upfirdn2d")
+    # 65536 blocks of 256 threads are the most: this takes every one of them twice
+    x = torch.randn(1, 80, 512, 513).cuda().to(memory_format=layout)
+    (y, _) = compare_on_cuda(x, setup_filter((1, 3, 3, 1)).cuda(), dict(padding=(2, 1, 2, 1)))
+    assert y.is_contiguous(memory_format=layout)
 
 
 def both(x, f, impl, arguments):

@@ -35,10 +35,12 @@ const char* launch(Activation act, Wanted wanted, const BiasActArguments<T, Comp
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
+// The clamp is rounded as what it has clamped is: the derivative that is read off a value compares the two.
 template <typename T>
 BiasActArguments<T, float> as(const BiasActArguments<uint16_t, float>& a) {
   return {reinterpret_cast<const T*>(a.x), reinterpret_cast<const T*>(a.bias), reinterpret_cast<const T*>(a.factor),
-          reinterpret_cast<const T*>(a.spread), reinterpret_cast<T*>(a.y), a.outer, a.channels, a.step, a.alpha, a.gain, a.clamp};
+          reinterpret_cast<const T*>(a.spread), reinterpret_cast<T*>(a.y), a.outer, a.channels, a.step, a.alpha, a.gain,
+          float(T(a.clamp))};
 }
 
 }  // namespace

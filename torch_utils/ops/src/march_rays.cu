@@ -35,13 +35,14 @@ template <typename T>
 __device__ void load(const Rays<T>& rays, int64_t r, const Shared<T>& shared) {
   const int samples = int(rays.samples);
   const T *depth = rays.depth + r * samples, *density = rays.density + r * samples;
-  for (int s = threadIdx.x; s < samples; s += blockDim.x) shared.thick[s] = depth[s];
+  // A depth that is not a number comes last: every sample must have a place, and what it gives stays visible.
+  for (int s = threadIdx.x; s < samples; s += blockDim.x) shared.thick[s] = depth[s] == depth[s] ? depth[s] : T(INFINITY);
   __syncthreads();
   for (int s = threadIdx.x; s < samples; s += blockDim.x) {
     int rank = 0;
     for (int other = 0; other < samples; ++other) rank += comes_before(shared.thick, other, s);
     shared.order[rank] = s;
-    shared.depth[rank] = shared.thick[s];
+    shared.depth[rank] = depth[s];
     shared.density[rank] = density[s];
   }
   __syncthreads();

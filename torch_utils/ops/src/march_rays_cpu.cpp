@@ -160,7 +160,10 @@ class Sorted {
     }
   }
 
-  void sort(const T* depth) {
+  void sort(const T* depth_any) {
+    // A depth that is not a number comes last: every sample must have a place, and what it gives stays visible.
+    T* const depth = depth_.data();
+    for (int64_t s = 0; s < samples_; ++s) depth[s] = depth_any[s] == depth_any[s] ? depth_any[s] : T(INFINITY);
     if (samples_ > kCounted) {
       for (int64_t s = 0; s < samples_; ++s) order_[s] = int32_t(s);
       std::sort(order_.begin(), order_.end(), [&](int32_t a, int32_t b) { return comes_before(depth, a, b); });
@@ -171,9 +174,8 @@ class Sorted {
     using Count = std::remove_reference_t<decltype(Counts{}[0])>;
     Counts place{};
     for (int64_t i = 0; i < kLanes<T>; ++i) place[i] = Count(i);
-    std::copy_n(depth, samples_, depth_.data());
     for (int64_t first = 0; first < samples_; first += kLanes<T>) {
-      const Lanes<T> own = load(depth_.data() + first);  // what lies beyond the last sample is counted in vain
+      const Lanes<T> own = load(depth + first);  // what lies beyond the last sample is counted in vain
       const int64_t last = std::min(first + kLanes<T>, samples_);
       Counts count{};
       for (int64_t other = 0; other < first; ++other) count -= depth[other] <= own;
