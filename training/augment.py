@@ -144,7 +144,7 @@ def _draw_colour(count: int, strength: Tensor | float, device: torch.device) -> 
 
     identity = torch.eye(3, device=device)
     axis = torch.full((3, 3), 1 / 3, device=device)  # projection on the grey axis (1, 1, 1) / sqrt 3
-    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=device) / 3**0.5
+    cross = (identity.roll(-1, 1) - identity.roll(1, 1)) / 3**0.5  # of that axis with a colour
     # Rodrigues: rotation of colours about the grey axis by the hue angle
     rotation = axis + each(torch.cos(hue)) * (identity - axis) + each(torch.sin(hue)) * cross
     saturate = axis + each(saturation) * (identity - axis)

@@ -103,7 +103,7 @@ def part_colour(part_images: Tensor, image: Tensor, mask: Tensor, background: fl
     classes = (
         functional.one_hot(mask.argmax(dim=1), mask.shape[1]).movedim(-1, 1).unsqueeze(2)
     )  # (N, P, 1, H, W)
-    wanted = torch.where(classes.bool(), image.detach().unsqueeze(1), image.new_tensor(background))
+    wanted = torch.where(classes.bool(), image.detach().unsqueeze(1), background)
     return functional.mse_loss(part_images, wanted)
 
 
