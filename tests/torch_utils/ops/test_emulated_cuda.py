@@ -19,6 +19,8 @@ import torch
 from torch_utils import extension
 from torch_utils.ops import fused_mlp as _mlp  # noqa: F401 (defines the operations)
 from torch_utils.ops import triplane_sample as _sample  # noqa: F401
+from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
+from torch_utils.ops.upfirdn2d import upfirdn2d
 
 CPU = torch.device("cpu")
 NUMBERS = {torch.float32: ("float", c_float), torch.float64: ("double", c_double)}
@@ -43,6 +45,30 @@ Rows = structure(
     weight=c_void_p,
 )
 
+Axis = structure("Axis", **dict.fromkeys(("in_", "out", "up", "down", "before", "taps"), c_int64))
+Upfirdn = structure(
+    "Upfirdn",
+    **dict.fromkeys(("x", "f", "y"), c_void_p),
+    **dict.fromkeys(("outer", "inner"), c_int64),
+    **dict.fromkeys(("rows", "columns"), Axis),
+)
+# C++ name, and the tolerance of results of about 1
+WIDTHS = {
+    torch.float32: ("float", 1e-5),
+    torch.float64: ("double", 1e-12),
+    torch.float16: ("half", 4e-3),
+    torch.bfloat16: ("brain", 3e-2),
+}
+
+
+def bias_act_structure(number):
+    return structure(
+        "BiasAct",
+        **dict.fromkeys(("x", "bias", "factor", "spread", "y"), c_void_p),
+        **dict.fromkeys(("outer", "channels", "step"), c_int64),
+        **dict.fromkeys(("alpha", "gain", "clamp"), number),
+    )
+
 
 def corners_structure(number):
     projection = structure(
@@ -56,12 +82,17 @@ def corners_structure(number):
     return structure("Corners", wanted=c_int, to=projection, count=c_int64, **pointers)
 
 
-def compiled(name, folder, wrappers):
-    """ops/src/NAME.cu as a library for the CPU, with C functions around its entry points."""
+def compiled(name, folder, wrappers, replacements=()):
+    """ops/src/NAME.cu as a library for the CPU, with C functions around its entry points; each key of
+    ``replacements`` is replaced there."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("there is no g++")
-    kernels = LAUNCH.sub(r"run_blocks(\2, [&] { \1(\3); });", (extension.SOURCES / f"{name}.cu").read_text())
+    kernels = (extension.SOURCES / f"{name}.cu").read_text()
+    for old, new in dict(replacements).items():
+        assert kernels.count(old) == 1
+        kernels = kernels.replace(old, new)
+    kernels = LAUNCH.sub(r"run_blocks(\2, [&] { \1(\3); });", kernels)
     assert "<<<" not in kernels
     source, library = folder / f"{name}.cpp", folder / f"{name}.so"
     source.write_text(f"{kernels}\nusing namespace mate3d;\n{wrappers}")
@@ -98,6 +129,42 @@ const char* dot_{n}(const Rows<{n}>* r, const {n}* a, const {n}* b, {n}* c) {{
         for n in ("float", "double")
     )
     return compiled("triplane_sample", tmp_path_factory.mktemp("sample"), wrappers)
+
+
+@pytest.fixture(scope="module")
+def act(tmp_path_factory):
+    wrappers = "".join(
+        f"""extern "C" const char* act_{name}(int act, int wanted, const BiasActArguments<{kinds}>* a) {{
+  return bias_act_cuda(Activation(act), Wanted(wanted), *a{brain}, nullptr);
+}}
+"""
+        for name, kinds, brain in KINDS
+    )
+    wrappers += """extern "C" int64_t divided(int64_t number, int64_t by, int64_t largest) {
+  return Division(by, largest)(number);
+}
+"""
+    return compiled("bias_act", tmp_path_factory.mktemp("act"), wrappers)
+
+
+@pytest.fixture(scope="module")
+def filters(tmp_path_factory):
+    wrappers = "".join(
+        f"""extern "C" const char* filter_{name}(const UpfirdnArguments<{kinds}>* a) {{
+  return upfirdn2d_cuda(*a{brain}, nullptr);
+}}
+"""
+        for name, kinds, brain in KINDS
+    )
+    return compiled("upfirdn2d", tmp_path_factory.mktemp("filters"), wrappers)
+
+
+KINDS = (
+    ("float", "float, float", ""),
+    ("double", "double, double", ""),
+    ("half", "uint16_t, float", ", false"),
+    ("brain", "uint16_t, float", ", true"),
+)
 
 
 def call(function, *arguments):
@@ -210,6 +277,157 @@ def test_planes(sample, dtype):
     found = torch.empty_like(weight)
     call(getattr(sample, f"dot_{name}"), rows, table.data_ptr(), values.data_ptr(), found.data_ptr())
     torch.testing.assert_close(found, ops.triplane_dot(table, cells, values, width, scenes), **close)
+
+
+@pytest.mark.parametrize("dtype", WIDTHS)
+@pytest.mark.parametrize(
+    ("outer", "channels", "step", "offset"),
+    [
+        (2, 3, 64, 0),  # rows of whole vectors; of which vectors cross the ends; shorter than a vector
+        (3, 5, 9, 0),
+        (5, 7, 3, 0),
+        (2, 3, 1500, 0),  # several blocks
+        (40, 16, 1, 0),  # channels innermost; not in whole vectors
+        (40, 5, 1, 0),
+        (2, 3, 64, 1),  # pointers that no vector has
+        (1, 1, 1, 0),
+    ],
+)
+def test_bias_and_activation(act, dtype, outer, channels, step, offset):
+    name, tolerance = WIDTHS[dtype]
+    structure_of = bias_act_structure(c_double if dtype is torch.float64 else c_float)
+    count = outer * channels * step
+
+    def draw(count):
+        return torch.randn(count + offset).to(dtype)[offset:]
+
+    x, factor, bias, spread = draw(count), draw(count), draw(channels), draw(channels)
+    wide = [
+        each.double().view(shape)
+        for each, shape in (
+            (x, (outer, channels, step)),
+            (factor, (outer, channels, step)),
+            (bias, (1, channels, 1)),
+            (spread, (1, channels, 1)),
+        )
+    ]
+    for number, activation in enumerate(ACTIVATIONS):
+        if activation not in ("lrelu", "swish", "linear"):
+            continue
+        for wanted in (0, 1, 2, 3) if activation == "lrelu" else (0, 1, 2):
+            for by_channel in (True, False):
+                moved = (wide[0] + wide[2] if by_channel and wanted != 3 else wide[0]).requires_grad_()
+                value = bias_act(moved, act=activation, gain=1.3, clamp=1.0, impl="reference")
+                expected = value
+                if wanted:
+                    scale = wide[1] + wide[3] if by_channel else wide[1]
+                    expected = slope(activation, moved.detach(), wanted, 1.3, 1.0) * scale
+                # the result is written between numbers that must stay
+                y = torch.full((count + offset + 8,), 7.0, dtype=dtype)
+                given = pointers(x=x, y=y[offset:])
+                if wanted:
+                    given |= pointers(factor=factor)
+                if by_channel:
+                    given |= pointers(bias=bias) | (pointers(spread=spread) if wanted else {})
+                settings = dict(outer=outer, channels=channels, step=step, alpha=0.2, gain=1.3, clamp=1.0)
+                function = getattr(act, f"act_{name}")
+                function.restype = c_char_p
+                assert function(number, wanted, ctypes.byref(structure_of(**given, **settings))) is None
+                found = y[offset : offset + count].double().view_as(expected)
+                torch.testing.assert_close(found, expected.detach(), rtol=tolerance, atol=tolerance)
+                assert (y[:offset] == 7).all() and (y[offset + count :] == 7).all()
+
+
+def slope(activation, u, wanted, gain, clamp):
+    """The derivative of which `wanted` is the number; what is clamped has none."""
+    u = u.clone().requires_grad_()
+    if wanted == 3:  # u is the value, of a homogeneous activation
+        return (torch.where(u > 0, gain, torch.full_like(u, 0.2 * gain)) * (u.abs() < clamp)).detach()
+    y = bias_act(u, act=activation, gain=gain, impl="reference")
+    (derivative,) = torch.autograd.grad(y.sum(), u, create_graph=True)
+    if wanted == 2:
+        if not derivative.requires_grad:
+            return torch.zeros_like(u)
+        (derivative,) = torch.autograd.grad(derivative.sum(), u, materialize_grads=True)
+    return torch.where(y.abs() > clamp, 0.0, derivative).detach()
+
+
+@pytest.mark.parametrize("largest", [2**31 - 1, 2**31, 2**40])
+def test_division(act, largest):
+    act.divided.restype = c_int64
+    near = [1, 2, 3, 5, 7, 255, 257, 65537, 2**20 - 1, 2**30 - 1, 2**30, 2**31 - 2, 2**31 - 1, 2**31 + 1]
+    numbers = {n + d for n in (*near, largest) for d in (-1, 0, 1)} | set(
+        torch.randint(2**31, (50,)).tolist()
+    )
+    for by in (*near, largest, 2**41):
+        for number in numbers | {k * by - 1 for k in (1, 2, 1000)}:
+            if 0 <= number <= largest:
+                found = act.divided(c_int64(number), c_int64(by), c_int64(largest))
+                assert found == number // by, (number, by)
+
+
+@pytest.mark.parametrize("dtype", WIDTHS)
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize(
+    ("up", "down", "padding", "taps"),
+    [
+        (1, 1, (1, 1, 2, 1), 4),
+        (1, 1, (-1, 2, -2, 3), 4),
+        (1, 2, (1, 1, 1, 2), 4),
+        (2, 1, (2, 1, 2, 1), 4),  # the first row begins with the first tap; with the second
+        (2, 1, (1, 1, 3, 2), 4),
+        (2, 1, (-1, 2, -3, 1), 4),
+        (2, 2, (2, 1, 2, 1), 4),  # what has no kernel of strips
+        (1, 1, (1, 1, 1, 1), 3),
+    ],
+)
+@pytest.mark.parametrize("shape", [(2, 3, 8, 7), (1, 5, 21, 19), (1, 1, 4, 5)])
+def test_filters(filters, dtype, beside, up, down, padding, taps, shape):
+    name, tolerance = WIDTHS[dtype]
+    x = torch.randn(shape).to(dtype)
+    f = torch.randn(taps, taps, dtype=torch.float64 if dtype is torch.float64 else torch.float32)
+    expected = upfirdn2d(
+        x.double(), f.double(), up=up, down=down, padding=padding, flip_filter=True, impl="reference"
+    )
+    compare_filters(filters, name, tolerance, x, f, beside, (up, down, padding), expected)
+
+
+def compare_filters(filters, name, tolerance, x, f, beside, steps, expected):
+    up, down, (left, _, top, _) = steps
+    shape = x.shape
+    x = x.permute(0, 2, 3, 1).contiguous() if beside else x.contiguous()
+    n, c, height, width = expected.shape
+    y = torch.full((n, height, width, c) if beside else expected.shape, torch.nan, dtype=x.dtype)
+    arguments = Upfirdn(
+        **pointers(x=x, f=f, y=y),
+        outer=n if beside else n * c,
+        inner=c if beside else 1,
+        rows=Axis(shape[2], height, up, down, top, f.shape[0]),
+        columns=Axis(shape[3], width, up, down, left, f.shape[1]),
+    )
+    call(getattr(filters, f"filter_{name}"), arguments)
+    found = (y.permute(0, 3, 1, 2) if beside else y).double()
+    scale = max(1.0, expected.abs().max().item())
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2)])
+def test_filters_in_long_strips(tmp_path, beside, up, down):
+    """They take pictures so large that an emulator has no time for them, unless fewer threads are enough."""
+    library = compiled("upfirdn2d", tmp_path, FILTER_FLOAT, {"int64_t(1) << 17;": "1;"})
+    x, f = torch.randn(2, 3, 29, 37), torch.randn(4, 4)
+    padding = (2, 1, 1, 2)
+    expected = upfirdn2d(
+        x.double(), f.double(), up=up, down=down, padding=padding, flip_filter=True, impl="reference"
+    )
+    compare_filters(library, "float", 1e-5, x, f, beside, (up, down, padding), expected)
+
+
+FILTER_FLOAT = """extern "C" const char* filter_float(const UpfirdnArguments<float, float>* a) {
+  return upfirdn2d_cuda(*a, nullptr);
+}
+"""
 
 
 def test_too_many_channels_are_refused(mlp):

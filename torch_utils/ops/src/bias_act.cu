@@ -4,32 +4,126 @@
 #include <cuda_runtime.h>
 
 #include "bias_act.h"
+#include "division.h"
 
 namespace mate3d {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kVectors = 2;  // that a thread has under way: enough bytes in flight to keep the memory busy
 
-template <Activation act, Wanted wanted, typename T, typename Compute>
-__global__ void __launch_bounds__(kThreads) bias_act_kernel(BiasActArguments<T, Compute> a) {
-  const int64_t count = a.outer * a.channels * a.step, stride = int64_t(blockDim.x) * gridDim.x;
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < count; i += stride) {
-    const int64_t channel = a.bias || a.spread ? (i / a.step) % a.channels : 0;
-    const Compute bias = a.bias ? Compute(a.bias[channel]) : Compute(0);
-    const Compute spread = a.spread ? Compute(a.spread[channel]) : Compute(0);
-    const Compute factor = wanted == Wanted::value ? Compute(1) : Compute(a.factor[i]) + spread;
-    a.y[i] = T(element<act, wanted, Compute>(factor, Compute(a.x[i]), bias, a.alpha, a.gain, a.clamp));
+// What one instruction loads or stores.
+template <typename T>
+struct alignas(16) Vector {
+  static constexpr int size = 16 / sizeof(T);
+  T value[size];
+};
+
+// How the channel of an element is found, the same for all of a call. Vectors begin at multiples of their size.
+struct Channels {
+  enum Lie { rows, beside, anyhow } lie;  // a vector's elements are of at most two channels; of as many as they are
+  bool aligned;                           // whether all pointers are those of vectors
+  Division by_step, by_channels;
+};
+
+// Calls use(k, channel) for each element k of the vector that begins at element `at`.
+template <int size, typename Use>
+__device__ __forceinline__ void with_channels(const Channels& find, int64_t channels, int64_t step, int64_t at,
+                                              Use use) {
+  if (find.lie == Channels::rows) {
+    const int64_t row = find.by_step(at), channel = row - int64_t(find.by_channels(row)) * channels;
+    const int64_t left = step - (at - row * step), next = channel + 1 < channels ? channel + 1 : 0;
+#pragma unroll
+    for (int k = 0; k < size; ++k) use(k, k < left ? channel : next);
+  } else if (find.lie == Channels::beside) {
+    const int64_t channel = at - int64_t(find.by_channels(at)) * channels;
+#pragma unroll
+    for (int k = 0; k < size; ++k) use(k, channel + k);
+  } else {
+#pragma unroll
+    for (int k = 0; k < size; ++k) {
+      const int64_t row = find.by_step(at + k);
+      use(k, row - int64_t(find.by_channels(row)) * channels);
+    }
   }
 }
 
+template <Activation act, Wanted wanted, typename T, typename Compute>
+__global__ void __launch_bounds__(kThreads) bias_act_kernel(BiasActArguments<T, Compute> a, Channels find) {
+  constexpr int size = Vector<T>::size, tile = kThreads * kVectors * size;
+  const int64_t count = a.outer * a.channels * a.step;
+  for (int64_t first = int64_t(blockIdx.x) * tile; first < count; first += int64_t(gridDim.x) * tile) {
+    // All loads before anything waits for one of them.
+    Vector<T> x[kVectors], factor[kVectors];
+    const bool whole = find.aligned && count - first >= tile;
+    if (whole) {
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t at = first + (v * kThreads + int(threadIdx.x)) * size;
+        x[v] = *reinterpret_cast<const Vector<T>*>(a.x + at);
+        if constexpr (wanted != Wanted::value) factor[v] = *reinterpret_cast<const Vector<T>*>(a.factor + at);
+      }
+    } else {
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t at = first + (v * kThreads + int(threadIdx.x)) * size;
+#pragma unroll
+        for (int k = 0; k < size; ++k) {
+          const bool inside = at + k < count;
+          x[v].value[k] = inside ? a.x[at + k] : T(Compute(0));
+          if constexpr (wanted != Wanted::value) factor[v].value[k] = inside ? a.factor[at + k] : T(Compute(0));
+        }
+      }
+    }
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = first + (v * kThreads + int(threadIdx.x)) * size;
+      if (at >= count) break;
+      Compute bias[size] = {}, spread[size] = {};
+      if (a.bias || a.spread) {
+        with_channels<size>(find, a.channels, a.step, at, [&](int k, int64_t channel) {
+          if (a.bias) bias[k] = Compute(a.bias[channel]);
+          if (wanted != Wanted::value && a.spread) spread[k] = Compute(a.spread[channel]);
+        });
+      }
+      Vector<T> y;
+#pragma unroll
+      for (int k = 0; k < size; ++k) {
+        const Compute scale = wanted == Wanted::value ? Compute(1) : Compute(factor[v].value[k]) + spread[k];
+        const Compute each = Compute(x[v].value[k]);
+        y.value[k] = T(element<act, wanted, Compute>(scale, each, bias[k], a.alpha, a.gain, a.clamp));
+      }
+      if (whole) {
+        *reinterpret_cast<Vector<T>*>(a.y + at) = y;
+      } else {
+#pragma unroll
+        for (int k = 0; k < size; ++k) {
+          if (at + k < count) a.y[at + k] = y.value[k];
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+bool is_aligned(const T* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % sizeof(Vector<T>) == 0;  // null too
+}
+
 template <typename T, typename Compute>
-const char* launch(Activation act, Wanted wanted, const BiasActArguments<T, Compute>& arguments, void* stream) {
-  const int64_t count = arguments.outer * arguments.channels * arguments.step;
-  const int64_t needed = (count + kThreads - 1) / kThreads;
-  const int blocks = int(needed < 65536 ? needed : 65536);
+const char* launch(Activation act, Wanted wanted, const BiasActArguments<T, Compute>& a, void* stream) {
+  constexpr int64_t size = Vector<T>::size, tile = kThreads * kVectors * size;
+  const int64_t count = a.outer * a.channels * a.step;
+  const Channels find{a.step >= size                            ? Channels::rows
+                      : a.step == 1 && a.channels % size == 0 ? Channels::beside
+                                                                : Channels::anyhow,
+                      is_aligned(a.x) && is_aligned(a.factor) && is_aligned(a.y), Division(a.step, count + size),
+                      Division(a.channels, count + size)};
+  const int64_t needed = (count + tile - 1) / tile, most = (int64_t(1) << 31) - 1;
+  const unsigned blocks = unsigned(needed < most ? needed : most);
+  const auto queue = static_cast<cudaStream_t>(stream);
   with_activation(act, wanted, [&]<Activation known, Wanted known_wanted>() {
-    bias_act_kernel<known, known_wanted>
-        <<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(arguments);
+    bias_act_kernel<known, known_wanted><<<blocks, kThreads, 0, queue>>>(a, find);
   });
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
