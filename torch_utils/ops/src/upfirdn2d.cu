@@ -36,20 +36,53 @@ struct alignas(16) FilterRow {
   Compute tap[kTaps];
 };
 
+// The sums of a strip of `length` results. first: the tap that the first of them begins with, as first_tap has it.
+template <int up, int down, int first, int length>
+struct Strip {
+  static_assert(up <= 2 && length % up == 0);
+  static constexpr int taps = kTaps / up;  // that meet pixels, and not the zeros between
+  static constexpr int row_of(int r) { return up == 1 ? r * down : (r + 1 - first) / 2; }  // where result r begins
+  static constexpr int rows = row_of(length - 1) + taps;
+
+  // x: the first row's first pixel. inside: of which columns there are pixels; rows have some from begin to end, or
+  // all of them where the strip is whole. results: how many to write.
+  template <bool whole, typename T, typename Compute>
+  static __device__ __forceinline__ void filter(const T* x, int64_t stride, int64_t inner, const bool (&inside)[taps],
+                                                const Compute (&f)[kTaps][taps], int begin, int end, T* y,
+                                                int64_t step, int results) {
+    Compute sum[length] = {};
+#pragma unroll
+    for (int j = 0; j < rows; ++j, x += stride) {
+      const bool within = whole || (j >= begin && j < end);
+      Compute pixels[taps];
+#pragma unroll
+      for (int k = 0; k < taps; ++k) pixels[k] = within && inside[k] ? Compute(x[k * inner]) : Compute(0);
+#pragma unroll
+      for (int r = 0; r < length; ++r) {
+        const int n = j - row_of(r);
+        if (n < 0 || n >= taps) continue;
+        const int ty = up == 1 ? n : ((first + r) & 1) + n * up;
+#pragma unroll
+        for (int k = 0; k < taps; ++k) sum[r] += f[ty][k] * pixels[k];
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < length; ++r, y += step) {
+      if (whole || r < results) *y = T(sum[r]);
+    }
+  }
+};
+
 // How thread i finds its strip: channels are innermost, then columns, then strips, then pictures.
 struct Strips {
   Division by_inner, by_columns, by_strips;
   int64_t strips, count;
 };
 
-// Strips of `length` results. first: the tap that the strips' first row begins with, as first_tap has it. beside:
-// whether channels lie beside each other.
+// beside: whether channels lie beside each other.
 template <int up, int down, int first, int length, bool beside, typename T, typename Compute>
 __global__ void __launch_bounds__(kThreads) strip_kernel(UpfirdnArguments<T, Compute> a, Strips strips) {
-  static_assert(up <= 2 && length % up == 0);
-  constexpr int taps = kTaps / up;  // that meet pixels, and not the zeros between
-  constexpr auto row_of = [](int r) { return up == 1 ? r * down : (r + 1 - first) / 2; };  // where result r begins
-  constexpr int rows = row_of(length - 1) + taps;
+  constexpr int taps = kTaps / up;
   const int64_t i = blockIdx.x * int64_t(kThreads) + threadIdx.x;
   if (i >= strips.count) return;
   const int64_t inner = beside ? a.inner : 1;
@@ -74,29 +107,15 @@ __global__ void __launch_bounds__(kThreads) strip_kernel(UpfirdnArguments<T, Com
 #pragma unroll
   for (int k = 0; k < taps; ++k) inside[k] = unsigned(left + k) < unsigned(width);
 
-  Compute sum[length] = {};
-  const int64_t stride = width * inner;
+  const int64_t stride = width * inner, step = a.columns.out * inner;
   const T* x = a.x + ((outer * height + top) * width + left) * inner + channel;
-#pragma unroll
-  for (int j = 0; j < rows; ++j, x += stride) {
-    const bool within = unsigned(top + j) < unsigned(height);
-    Compute pixels[taps];
-#pragma unroll
-    for (int k = 0; k < taps; ++k) pixels[k] = within && inside[k] ? Compute(x[k * inner]) : Compute(0);
-#pragma unroll
-    for (int r = 0; r < length; ++r) {
-      const int n = j - row_of(r);
-      if (n < 0 || n >= taps) continue;
-      const int ty = up == 1 ? n : ((first + r) & 1) + n * up;
-#pragma unroll
-      for (int k = 0; k < taps; ++k) sum[r] += f[ty][k] * pixels[k];
-    }
-  }
-  const int64_t step = a.columns.out * inner;
   T* y = a.y + ((outer * a.rows.out + oy) * a.columns.out + ox) * inner + channel;
-#pragma unroll
-  for (int r = 0; r < length; ++r, y += step) {
-    if (oy + r < int(a.rows.out)) *y = T(sum[r]);
+  // Most strips need no look at their rows' limits. Those of a warp mostly agree on that.
+  using To = Strip<up, down, first, length>;
+  if (top >= 0 && top + To::rows <= height && oy + length <= int(a.rows.out)) {
+    To::template filter<true>(x, stride, inner, inside, f, 0, To::rows, y, step, length);
+  } else {
+    To::template filter<false>(x, stride, inner, inside, f, -top, height - top, y, step, int(a.rows.out) - oy);
   }
 }
 
@@ -129,7 +148,7 @@ bool launched(const UpfirdnArguments<T, Compute>& a, cudaStream_t queue) {
 
 template <int up, int down, int first, typename T, typename Compute>
 bool launched(const UpfirdnArguments<T, Compute>& a, cudaStream_t queue) {
-  return launched<up, down, first, 8>(a, queue) || launched<up, down, first, 2>(a, queue);
+  return launched<up, down, first, 8 * up>(a, queue) || launched<up, down, first, 2>(a, queue);
 }
 
 template <typename T, typename Compute>
