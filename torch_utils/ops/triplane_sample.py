@@ -269,7 +269,9 @@ class _Dot(Function):
 
 def _rows(cells: Tensor, pitch: int) -> Tensor:
     """Rows (B, 4 P) of all corners: itself, right, below, below right."""
-    pair = torch.arange(2, device=cells.device, dtype=cells.dtype)  # made where it is used: no copy, no waiting
+    pair = torch.arange(
+        2, device=cells.device, dtype=cells.dtype
+    )  # made where it is used: no copy, no waiting
     steps = (pair[:, None] * pitch + pair).flatten()
     return (cells[..., None] + steps).flatten(1)
 

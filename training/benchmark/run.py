@@ -129,5 +129,5 @@ def _work_rows(options: Options, group: str, found: Machine) -> Iterator[Row]:
     for each in works:
         seconds = repeat(each.run, options.repetitions, device)
         peak = peak_mb(device)  # before the references run, which need more
-        ideal = flops(each.run) / found.convolution
+        ideal = flops(each.counted or each.run) / found.convolution
         yield Row(group, each.name, seconds, each.items, None, ideal, "convolution", peak)

@@ -16,12 +16,15 @@ from training.curves import Curves
 from training.editing.region import EditRequest
 from training.editing.settings import EditSettings
 from training.generator import Generator
+from training.graphs import Recorder
 from training.phases import Context, build_models
 from training.pictures import look, ray_chunk
 from training.scene import camera_at, class_map, latent_of_seed, scene_of, ws_of_latent
 from training.schedules import moment
 from training.updates import FiniteGuard
 from training.views import real_views
+
+_STEPS = 16  # after so many, R1 and density regularisation have been due as often as they are on average
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,9 @@ class Work:
     name: str
     run: Callable[[], object]
     items: int = 1  # pictures that one run makes or trains on
+    counted: Callable[[], object] | None = (
+        None  # the same work, where operations of ``run`` cannot be counted
+    )
 
 
 def views(
@@ -97,6 +103,32 @@ def training_steps(config: TrainConfig, device: str, *, batch: int) -> Iterator[
     yield Work(f"R1 of both discriminators, batch {batch}", r1_step, batch)
     if phase.parsing:
         yield Work(f"parser step, batch {batch}", parser_step, batch)
+    if device.startswith("cuda"):
+        yield from _whole_steps(config, device, pictures)
+
+
+def _whole_steps(config: TrainConfig, device: str, pictures: Batch) -> Iterator[Work]:
+    """Steps as training makes them, with updates and what is due now and then: from Python, and recorded."""
+    kimg = 100 * max(1.0, config.schedule.swap_kimg)  # all schedules are at their ends
+
+    def steps_of(recorder: Recorder) -> Callable[[], None]:
+        models = build_models(config, torch.device(device))
+        context = Context(config, models, Curves(), FiniteGuard(1), torch.device(device), recorder)
+        phase = AdversarialPhase(context)
+
+        def steps() -> None:
+            with recorder.stream():
+                for _ in range(_STEPS):
+                    phase.step(pictures, round(1000 * kimg))
+
+        return steps
+
+    what, items = f"{_STEPS} whole steps, batch {len(pictures)}", _STEPS * len(pictures)
+    plain, recorded = steps_of(Recorder()), steps_of(Recorder(device, enabled=True))
+    yield Work(what, plain, items)
+    for _ in range(3):  # until all that is due once in _STEPS is recorded
+        recorded()
+    yield Work(f"{what}, recorded", recorded, items, plain)
 
 
 def edit_steps(
