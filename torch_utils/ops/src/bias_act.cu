@@ -26,25 +26,38 @@ struct Channels {
   Division by_step, by_channels;
 };
 
-// Calls use(k, channel) for each element k of the vector that begins at element `at`.
-template <int size, typename Use>
-__device__ __forceinline__ void with_channels(const Channels& find, int64_t channels, int64_t step, int64_t at,
-                                              Use use) {
+// What the channels of a vector that begins at element `at` add to its elements. `second` may be null.
+template <int size, typename T, typename Compute>
+__device__ __forceinline__ void add_by_channel(const Channels& find, int64_t channels, int64_t step, int64_t at,
+                                               const T* first, const T* second, Compute (&to_first)[size],
+                                               Compute (&to_second)[size]) {
+  uint64_t row = at;
   if (find.lie == Channels::rows) {
-    const int64_t row = find.by_step(at), channel = row - int64_t(find.by_channels(row)) * channels;
-    const int64_t left = step - (at - row * step), next = channel + 1 < channels ? channel + 1 : 0;
-#pragma unroll
-    for (int k = 0; k < size; ++k) use(k, k < left ? channel : next);
-  } else if (find.lie == Channels::beside) {
-    const int64_t channel = at - int64_t(find.by_channels(at)) * channels;
-#pragma unroll
-    for (int k = 0; k < size; ++k) use(k, channel + k);
-  } else {
+    const int64_t left = step - int64_t(find.by_step.rest(row)), channel = find.by_channels.rest(row);
+    const int64_t next = channel + 1 < channels ? channel + 1 : 0;
+    const Compute here = first ? Compute(first[channel]) : Compute(0);
+    const Compute there = first ? Compute(first[next]) : Compute(0);
+    const Compute also_here = second ? Compute(second[channel]) : Compute(0);
+    const Compute also_there = second ? Compute(second[next]) : Compute(0);
+    const int same = left < size ? int(left) : size;
 #pragma unroll
     for (int k = 0; k < size; ++k) {
-      const int64_t row = find.by_step(at + k);
-      use(k, row - int64_t(find.by_channels(row)) * channels);
+      to_first[k] = k < same ? here : there;
+      to_second[k] = k < same ? also_here : also_there;
     }
+    return;
+  }
+  const int64_t beside = find.lie == Channels::beside ? int64_t(find.by_channels.rest(row)) : -1;
+#pragma unroll
+  for (int k = 0; k < size; ++k) {
+    uint64_t element = at + k;
+    int64_t channel = beside + k;
+    if (beside < 0) {
+      element = find.by_step(element);
+      channel = find.by_channels.rest(element);
+    }
+    if (first) to_first[k] = Compute(first[channel]);
+    if (second) to_second[k] = Compute(second[channel]);
   }
 }
 
@@ -81,10 +94,8 @@ __global__ void __launch_bounds__(kThreads) bias_act_kernel(BiasActArguments<T, 
       if (at >= count) break;
       Compute bias[size] = {}, spread[size] = {};
       if (a.bias || a.spread) {
-        with_channels<size>(find, a.channels, a.step, at, [&](int k, int64_t channel) {
-          if (a.bias) bias[k] = Compute(a.bias[channel]);
-          if (wanted != Wanted::value && a.spread) spread[k] = Compute(a.spread[channel]);
-        });
+        const T* added = wanted == Wanted::value ? nullptr : a.spread;
+        add_by_channel<size>(find, a.channels, a.step, at, a.bias, added, bias, spread);
       }
       Vector<T> y;
 #pragma unroll

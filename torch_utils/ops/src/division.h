@@ -16,11 +16,22 @@ struct Division {
     small = true;
   }
 
-  MATE3D_INLINE uint64_t operator()(uint64_t n) const {
-    if (!small) return n / divisor;
-    // n < 2^31 and what is added to it is not above it: no carry
-    return (uint32_t(uint64_t(uint32_t(n)) * factor >> 32) + uint32_t(n)) >> shift;
+  MATE3D_INLINE uint64_t operator()(uint64_t n) const { return small ? of_small(uint32_t(n)) : n / divisor; }
+
+  // What is left of n, of which the quotient takes the place.
+  MATE3D_INLINE uint64_t rest(uint64_t& n) const {
+    const uint64_t all = n;
+    if (small) {
+      const uint32_t quotient = of_small(uint32_t(all));
+      n = quotient;
+      return uint32_t(all) - quotient * uint32_t(divisor);
+    }
+    n = all / divisor;
+    return all - n * divisor;
   }
+
+  // n < 2^31, and what is added to it is not above it: no carry.
+  MATE3D_INLINE uint32_t of_small(uint32_t n) const { return (uint32_t(uint64_t(n) * factor >> 32) + n) >> shift; }
 
   uint64_t divisor;
   uint32_t factor = 0, shift = 0;
