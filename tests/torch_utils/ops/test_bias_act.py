@@ -307,6 +307,21 @@ def test_kernel_with_more_elements_than_threads(form):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("channels", [6, 16])  # in whole vectors, and not
+@pytest.mark.parametrize("form", ["contiguous", "channels_last"])
+def test_kernel_where_no_vector_begins(form, channels, dtype):
+    need_kernels("bias_act")
+    for first in (0, 1):
+        x = torch.randn(2 * channels * 33 * 34 + first).to("cuda", dtype)[first:].view(2, channels, 33, 34)
+        if form == "channels_last":
+            x = x.view(2, 33, 34, channels).permute(0, 3, 1, 2)
+        bias = torch.randn(channels + first).to("cuda", dtype)[first:]
+        expected = bias_act(x.double(), bias.double(), act="swish", impl="reference")
+        assert_near([bias_act(x, bias, act="swish", impl="native")], [expected], TOLERANCES[dtype])
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("act", ["relu", "lrelu", "swish"])
 def test_kernel_knows_what_it_clamped(act, dtype):
     """0.9 is no number of half precision: what was clamped is not 0.9, but that rounded."""

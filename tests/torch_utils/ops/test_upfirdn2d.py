@@ -219,12 +219,28 @@ def test_kernel_equals_reference(up, down, padding, layout, dtype):
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize("padding", [(2, 1, 2, 1), (1, 2, 1, 2), (-1, 3, -2, 4)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_kernel_of_four_taps(up, down, padding, layout, dtype):
+    need_kernels("upfirdn2d")
+    f = torch.randn(4, 4).cuda()
+    # strips of two pixels; long ones, and rows that no warp ends with
+    for shape in ((2, 3, 9, 7), (0, 3, 8, 7), (3, 33, 259, 247)):
+        x = torch.randn(shape).to("cuda", dtype).to(memory_format=layout)
+        compare_on_cuda(x, f, dict(up=up, down=down, padding=padding))
+    x = torch.randn(2 * 3 * 40 * 41 + 1).to("cuda", dtype)[1:].view(2, 3, 40, 41)  # where no vector begins
+    compare_on_cuda(x, f, dict(up=up, down=down, padding=padding))
+
+
+@pytest.mark.cuda
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_kernel_with_more_pixels_than_threads(layout):
     need_kernels("upfirdn2d")
-    # 65536 blocks of 256 threads are the most: this takes every one of them twice
+    # 65536 blocks of 256 threads are the most where a filter has no kernel of its own: each takes two shares
     x = torch.randn(1, 80, 512, 513).cuda().to(memory_format=layout)
-    (y, _) = compare_on_cuda(x, setup_filter((1, 3, 3, 1)).cuda(), dict(padding=(2, 1, 2, 1)))
+    (y, _) = compare_on_cuda(x, setup_filter((1, 2, 1)).cuda(), dict(padding=1))
     assert y.is_contiguous(memory_format=layout)
 
 
