@@ -131,8 +131,8 @@ class MaskedImages(torch.utils.data.Dataset[Sample]):
             **{kind: root.within(kind) for kind in self.extras if kind != "caption"},
         }
         self._names, self._cameras = self._match(_labels(description, root), quiet=is_set)
-        captions = description.get("captions", {})
-        self._captions = [str(captions.get(name, "")) for name in self._names["image"]]
+        captions = {stem(name): str(text) for name, text in description.get("captions", {}).items()}
+        self._captions = [captions.get(stem(name), "") for name in self._names["image"]]
         self._permutation = self.labels.mirror_permutation()
         self._cache: list[_Stored | None] | None = [None] * self.count if cache else None
         self._stored(0)  # the likeliest mistakes, a wrong size or label set, show at once

@@ -94,6 +94,19 @@ def test_parallel_folders_equal_a_set(made, tmp_path) -> None:
             assert_same(ds[i], expected[i])
 
 
+def test_pictures_of_another_format_keep_cameras_and_captions(made, tmp_path) -> None:
+    """A set whose PNGs were made lossless WebP, while dataset.json still has the old names."""
+    expected = open_set(made.path, extras=EXTRAS)
+    smaller = tmp_path / "smaller"
+    shutil.copytree(made.path, smaller)
+    for file in (smaller / "images").rglob("*.png"):
+        with Image.open(file) as image:
+            image.save(file.with_suffix(".webp"), lossless=True)
+        file.unlink()
+    for sample, wanted in zip(open_set(smaller, extras=EXTRAS), expected, strict=True):
+        assert_same(sample, wanted)
+
+
 def test_mirroring_changes_image_mask_camera_and_normals(made) -> None:
     ds = open_set(made.path, mirror=True, extras=EXTRAS)
     assert len(ds) == 12 and ds.count == 6
