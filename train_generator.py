@@ -30,6 +30,11 @@ from training import launch
     type=click.Path(path_type=Path),
     help="Run folder or training state to go on from, or a generator's .safetensors to start from.",
 )
+@click.option(
+    "--fresh-judges",
+    is_flag=True,
+    help="With --resume: the adversarial phase from its start, with new discriminators and a new parser.",
+)
 @click.option("--seed", type=int, help="Random seed.")
 @click.option("--workers", type=int, help="Processes that read pictures.")
 @click.option("--minutes", type=float, help="Stop in good order after so many minutes.")

@@ -88,6 +88,7 @@ def test_the_command_that_it_suggests_works(root: Path, monkeypatch: pytest.Monk
         (("--cfg", "nowhere.yaml"), "nowhere.yaml"),
         ((), "give --cfg"),
         (("--resume", "nowhere"), "--cfg"),
+        (("--cfg", "portraits-64", "--fresh-judges"), "needs --resume"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments: tuple[str, ...], said: str):

@@ -39,6 +39,7 @@ class Run:
     config: TrainConfig
     outdir: Path
     resume: Path | None
+    fresh_judges: bool = False  # of the state to resume, only what makes pictures goes on
 
 
 def resolve(
@@ -46,16 +47,19 @@ def resolve(
     cfg: str | None,
     outdir: Path | None,
     resume: Path | None,
+    fresh_judges: bool = False,
     overrides: Sequence[str] = (),
     **options: str | float | None,
 ) -> Run:
     """The configuration of ``cfg`` (or of the run to resume), then options, then ``a.b=c`` overrides."""
+    if fresh_judges and resume is None:
+        raise UserError("--fresh-judges needs --resume: a run folder or training state")
     source = _source(cfg, resume)
     given = [f"{_FIELDS[name]}={value}" for name, value in options.items() if value is not None]
     config = config_files.load(TrainConfig, source, [*given, *overrides])
     if outdir is None:
         outdir = _folder(resume) if resume is not None else Path("runs") / source.stem
-    return Run(config, outdir, resume)
+    return Run(config, outdir, resume, fresh_judges)
 
 
 def dry_run(run: Run) -> str:
@@ -78,7 +82,8 @@ def start(run: Run, *, minutes: float | None = None) -> bool:
         raise UserError(
             f"{run.outdir} holds a run already: go on with --resume {run.outdir}, or give another --outdir"
         )
-    return loop.train(config, run.outdir, resume=run.resume, minutes=minutes).finished
+    options = {"resume": run.resume, "fresh_judges": run.fresh_judges, "minutes": minutes}
+    return loop.train(config, run.outdir, **options).finished
 
 
 def _source(cfg: str | None, resume: Path | None) -> Path:

@@ -31,6 +31,7 @@ from training.updates import FiniteGuard
 from training.warmstart import WarmStartPhase
 
 PHASES = ("sphere", "warm_start", "adversarial")
+JUDGES = ("discriminator", "discriminator_mask", "parser")
 CONFIG_FILE = "config.yaml"
 _SPHERE_LINES = 10  # lines that the sphere phase writes to the curves
 
@@ -50,8 +51,14 @@ class Trainer:
     """One run. ``Trainer(...).run()`` does what is left of it."""
 
     def __init__(
-        self, config: TrainConfig, outdir: Path, device: torch.device, resume: Path | None = None
+        self,
+        config: TrainConfig,
+        outdir: Path,
+        device: torch.device,
+        resume: Path | None = None,
+        fresh_judges: bool = False,
     ) -> None:
+        """``fresh_judges``: of ``resume``, only what makes pictures (:meth:`_begin_adversaries`)."""
         self.config = config
         self.outdir = Path(outdir)
         self.device = device
@@ -69,7 +76,7 @@ class Trainer:
         self.scenes = snapshots.fixed_scenes(config.generator.z_dim, self.data.cameras(), config.seed, device)
         self.phase: Phase
         if resume is not None:
-            self._resume(resume)
+            self._resume(resume, fresh_judges)
         else:
             self._enter_phase()
 
@@ -213,8 +220,10 @@ class Trainer:
             "random": random_states,
         }
 
-    def _resume(self, source: Path) -> None:
+    def _resume(self, source: Path, fresh_judges: bool) -> None:
         if source.is_file() and checkpoint.load_meta(source).get("format") == generators.FORMAT:
+            if fresh_judges:
+                raise UserError(f"--fresh-judges: {source} is a generator alone, whose judges are new anyway")
             self._start_from(source)
             return
         state, path = snapshots.load_state(source, self.device)
@@ -223,8 +232,12 @@ class Trainer:
         for name, module in self.context.models.named().items():
             if name == "parser" and name not in state["models"]:
                 continue  # the loss is new to this run: its parser starts untrained
-            _load(module, state["models"][name], path)
-        self._reenter_phase(state["phase"])
+            if not (fresh_judges and name in JUDGES):
+                _load(module, state["models"][name], path)
+        if fresh_judges:
+            self._begin_adversaries(state["phase"])
+        else:
+            self._reenter_phase(state["phase"])
         if len(state["random"]) == distributed.world_size():
             snapshots.set_random_state(state["random"][distributed.rank()])
         elif distributed.is_main():
@@ -241,6 +254,16 @@ class Trainer:
             _load(module, tensors, source)
         self.progress.phase = PHASES.index("sphere") + 1
         self._enter_phase()
+
+    def _begin_adversaries(self, state: dict) -> None:
+        """The adversarial phase from its first image on, of the averaged generator, with new discriminators
+        and a new parser: a long training against the same ones leaves marks that only these can read."""
+        models = self.context.models
+        models.generator.load_state_dict(models.average.state_dict())
+        self.progress.phase, self.progress.images = PHASES.index("adversarial"), 0
+        self.phase = self._build_phase("adversarial")
+        if self.phase.reconstruction is not None:
+            self.phase.reconstruction.load_state_dict(state)
 
     def _reenter_phase(self, state: dict) -> None:
         """The phase that a run was stopped in; if that was at its very end, the next one."""
@@ -321,12 +344,17 @@ _ON_THE_BAR = ("generator/image", "discriminator/image_real_sign", "fit/image", 
 
 
 def train(
-    config: TrainConfig, outdir: Path, *, resume: Path | None = None, minutes: float | None = None
+    config: TrainConfig,
+    outdir: Path,
+    *,
+    resume: Path | None = None,
+    fresh_judges: bool = False,
+    minutes: float | None = None,
 ) -> Trainer:
     """Trains, alone or as one of torchrun's processes; returns the trainer as it stands at the end."""
     device = distributed.init()
     try:
-        trainer = Trainer(config, outdir, device, resume)
+        trainer = Trainer(config, outdir, device, resume, fresh_judges)
         finished = trainer.run(minutes)
         if distributed.is_main():
             what = "finished" if finished else "stopped"

@@ -58,6 +58,34 @@ def test_resumed_adversarial_run_equals_one_that_never_stopped(tiny, tmp_path: P
     assert_same_state(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_fresh_judges_keep_what_makes_pictures(tiny, tmp_path: Path):
+    options = ("warm_start.kimg=0.008", "warm_start.batch=4", "warm_start.keep=0.5", "loss.mask_parsing=1")
+    options += ("parser.widths=[8,16]",)
+    old = run(tiny(*options), tmp_path / "old")
+    new = Trainer(tiny(*options), tmp_path / "new", CPU, tmp_path / "old", fresh_judges=True)
+    assert (new.phase.name, new.progress.images, new.progress.total) == ("adversarial", 0, 8 + 16)
+    averaged = old.context.models.average.state_dict()
+    for name in ("average", "generator"):
+        state = getattr(new.context.models, name).state_dict()
+        assert all(torch.equal(value, averaged[key]) for key, value in state.items()), name
+    encoders = (each.context.models.encoder.state_dict() for each in (old, new))
+    assert all(torch.equal(one, two) for one, two in zip(*(e.values() for e in encoders), strict=True))
+    moments = (each.phase.reconstruction.moments.second for each in (old, new))
+    assert torch.equal(*moments)
+    for name in ("discriminator", "discriminator_mask", "parser"):
+        before, after = (getattr(each.context.models, name).state_dict() for each in (old, new))
+        assert any(not torch.equal(value, after[key]) for key, value in before.items()), name
+    assert new.phase.parsing.seen == 0 and not new.phase.generator_updater.optimiser.state
+    assert new.run() and new.progress.total == 8 + 16 + 16
+
+
+def test_fresh_judges_are_for_states(tiny, tmp_path: Path):
+    old = run(tiny(), tmp_path)
+    with pytest.raises(UserError, match="a generator alone"):
+        Trainer(tiny(), tmp_path / "new", CPU, tmp_path / "network-snapshot-000000.safetensors", True)
+    assert old.finished
+
+
 def test_run_resumed_inside_and_across_phases_equals_one_that_never_stopped(tiny, tmp_path: Path):
     config = tiny("warm_start.kimg=0.012", "warm_start.batch=4", "warm_start.keep=0.5", "kimg=0.008")
     run(config, tmp_path / "whole")
