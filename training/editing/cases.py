@@ -128,9 +128,9 @@ def _grown(region: np.ndarray, pixels: float) -> np.ndarray:
 
 
 CASES = (
-    Case("red-hat", 3, hat, "a person wearing a red hat"),
+    Case("red-hat", 5, hat, "a person wearing a red hat"),
     Case("blue-hat", 20, hat, "a person wearing a blue hat"),
-    Case("black-hat", 5, hat, "a man wearing a black hat"),
+    Case("black-hat", 6, hat, "a man wearing a black hat"),
     Case("long-blond", 13, long_hair, "a woman with long blond hair"),
     Case("long-red", 2, long_hair, "a woman with long red hair"),
     Case("afro", 1, big_hair, "a person with a black afro"),
