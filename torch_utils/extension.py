@@ -200,20 +200,17 @@ def compile_cuda(architectures: Sequence[str] = ARCHITECTURES) -> bool:
     targets = [f"-gencode=arch=compute_{code},code=sm_{code}" for code in codes]
     late = [f"-Xcompiler={flag}" for flag in _late_includes()]
     torch_headers = [f"-I{path}" for path in cpp_extension.include_paths()]
-    fine = True
-    with tempfile.TemporaryDirectory() as temporary:
-        output = f"{temporary}/compiled.o"
-        for kernel in sorted(SOURCES.glob("*.cu")):
-            # torch's flags too, as a build has them
-            flags = [*cpp_extension.COMMON_NVCC_FLAGS, *NVCC_FLAGS, *targets, *late]
-            fine &= _run([nvcc, *flags, "-c", str(kernel), "-o", output])
-        for host in sorted(SOURCES.glob("*.cpp")):
-            if (
-                "MATE3D_CUDA" in host.read_text()
-            ):  # nvcc hands it to the host compiler, with the toolkit's headers
-                flags = ["-std=c++20", "-O0", "-DMATE3D_CUDA", *torch_headers, *late]
-                fine &= _run([nvcc, *flags, "-c", str(host), "-o", output])
-    return fine
+    # torch's flags too, as a build has them
+    flags = [*cpp_extension.COMMON_NVCC_FLAGS, *NVCC_FLAGS, *targets, *late]
+    commands = [[nvcc, *flags, "-c", str(kernel)] for kernel in sorted(SOURCES.glob("*.cu"))]
+    for host in sorted(SOURCES.glob("*.cpp")):
+        if "MATE3D_CUDA" in host.read_text():  # for the host compiler, with the toolkit's headers
+            flags = ["-std=c++20", "-O0", "-DMATE3D_CUDA", *torch_headers, *late]
+            commands.append([nvcc, *flags, "-c", str(host)])
+    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(os.cpu_count()) as workers:
+        outputs = (f"{temporary}/{number}.o" for number in range(len(commands)))
+        fine = workers.map(lambda command, output: _run([*command, "-o", output]), commands, outputs)
+        return all([*fine])  # the rest is compiled too when one fails
 
 
 def _processor_flags() -> list[str]:
