@@ -12,7 +12,8 @@ from training import launch
 
 @click.command(help=__doc__)
 @click.option(
-    "--cfg", help="ffhq-mask, catmask-hq, portraits-64, or a YAML file such as a run's config.yaml."
+    "--cfg",
+    help="ffhq-mask, catmask-hq, portraits-64, portraits-128, or a YAML file such as a run's config.yaml.",
 )
 @click.option("--data", help="Folder or zip of images with dataset.json, or a portrait-set folder.")
 @click.option("--masks", help="Folder or zip of masks with the images' stems; a portrait set has its own.")
@@ -28,7 +29,7 @@ from training import launch
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),
-    help="Run folder or training state to go on from, or a generator's .safetensors to start from.",
+    help="Run folder or training state to go on from, or a generator's .safetensors to start or grow from.",
 )
 @click.option(
     "--fresh-judges",

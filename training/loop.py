@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from training.adversarial import AdversarialPhase
 from training.config import TrainConfig
 from training.curves import Curves, CurveWriter
 from training.graphs import Recorder
+from training.growing import grow
 from training.phases import Context, Phase, SpherePhase, build_models, local_batch
 from training.schedules import crossed, moment
 from training.stopping import StopSignals
@@ -248,10 +250,12 @@ class Trainer:
             )
 
     def _start_from(self, source: Path) -> None:
-        """Training of a finished generator from after the spheres on: weights only, all else is new."""
+        """Training of a finished generator, or of what a smaller one grows to, from after the spheres on:
+        weights only, all else is new."""
         tensors, _ = checkpoint.load(source, device=self.device)
         for module in (self.context.models.generator, self.context.models.average):
-            _load(module, tensors, source)
+            with _fitting(source):
+                grow(module, tensors)
         self.progress.phase = PHASES.index("sphere") + 1
         self._enter_phase()
 
@@ -367,8 +371,15 @@ def train(
 
 
 def _load(module: torch.nn.Module, tensors: dict, path: Path) -> None:
-    try:
+    with _fitting(path):
         module.load_state_dict(tensors)
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """Where weights that do not fit are the user's mistake."""
+    try:
+        yield
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"--resume {path} does not fit this configuration: {reason}") from error
