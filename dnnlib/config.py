@@ -16,6 +16,7 @@ from dnnlib.errors import UserError, did_you_mean, nearest
 from dnnlib.files import atomic_path
 
 T = TypeVar("T")
+_EXTENDS = "extends"  # in a file: another one, for what it does not say
 
 
 def load(
@@ -23,10 +24,11 @@ def load(
 ) -> T:
     """Make a ``cls`` (a dataclass) from a YAML or JSON file or a mapping, then from ``a.b=c`` overrides.
 
-    Fields that are not mentioned keep their defaults. An unknown key is a :class:`UserError` that names the
+    Fields that are not mentioned keep their defaults; in a file with ``extends: OTHER.yaml``, a path from the
+    file's folder, they are the other file's. An unknown key is a :class:`UserError` that names the
     nearest one; so is a value of the wrong type. An int is taken for a float, a list for a tuple.
     """
-    values = _plain(source) if isinstance(source, Mapping) else _read(Path(source))
+    values = _plain(source) if isinstance(source, Mapping) else _read_whole(Path(source))
     where = "configuration" if isinstance(source, Mapping) else str(source)
     for override in overrides:
         _override(cls, values, override)
@@ -67,6 +69,29 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _read_whole(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's values, laid over those of the file that it extends; ``above`` are those that extend it."""
+    if path.resolve() in above:
+        raise UserError(f"{path} extends itself: take one '{_EXTENDS}' line away")
+    values = _read(path)
+    if _EXTENDS not in values:
+        return values
+    other = values.pop(_EXTENDS)
+    if not isinstance(other, str):
+        raise UserError(f"{path}: {_EXTENDS} is {other!r}; it must be the path of another configuration")
+    return _merged(_read_whole(path.parent / other, (*above, path.resolve())), values)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Both mappings, section by section; where both have a value it is that of ``above``."""
+    merged = dict(below)
+    for key, value in above.items():
+        inner = merged.get(key)
+        both = isinstance(inner, dict) and isinstance(value, dict)
+        merged[key] = _merged(inner, value) if both else value
+    return merged
 
 
 def _read(path: Path) -> dict[str, Any]:

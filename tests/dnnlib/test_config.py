@@ -163,3 +163,34 @@ def test_missing_file_and_missing_value(tmp_path) -> None:
 def test_optional_values() -> None:
     assert config.load(Run, {}, ["network.limit=3"]).network.limit == 3.0
     assert config.load(Run, {"network": {"limit": 3}}, ["network.limit=null"]).network.limit is None
+
+
+def test_file_that_extends_another(tmp_path) -> None:
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common/first.yaml").write_text("lr: 1\nname: a\nnetwork: {width: 8, camera: {focal: 3}}\n")
+    (tmp_path / "second.yaml").write_text("extends: common/first.yaml\nname: b\nnetwork: {channels: [1]}\n")
+    third = tmp_path / "third.yaml"
+    third.write_text("extends: second.yaml\nnetwork: {camera: {pivot: [1, 2, 3]}}\n")
+    wanted = Run(Network(8, (1,), camera=Camera(3.0, (1, 2, 3))), name="b", lr=5.0)
+    assert config.load(Run, third, ["lr=5"]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: run.yaml", "run.yaml extends itself"),
+        ("extends: [a.yaml]", "must be the path"),
+        ("extends: none.yaml", "cannot read the configuration .*none.yaml"),
+    ],
+)
+def test_file_that_extends_nothing(tmp_path, text: str, message: str) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        config.load(Run, tmp_path / "run.yaml")
+
+
+def test_wrong_key_in_an_extended_file_is_found(tmp_path) -> None:
+    (tmp_path / "first.yaml").write_text("nmae: a\n")
+    (tmp_path / "second.yaml").write_text("extends: first.yaml\n")
+    with pytest.raises(UserError, match="unknown key 'nmae'; did you mean 'name'"):
+        config.load(Run, tmp_path / "second.yaml")
