@@ -24,6 +24,9 @@ CASES = list(
     product([(1, 1), (2, 2), (3, 1)], [(1, 1), (2, 2), (1, 3)], [(0, 0, 0, 0), (2, 1, 3, 0), (-1, 3, 0, -2)])
 )
 
+# Sums of nine to twenty-five products in float32 or better, and for the gradient twice; results are rounded.
+TOLERANCES = {torch.bfloat16: 3e-2, torch.float16: 4e-3, torch.float32: 1e-5, torch.float64: 1e-12}
+
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_values_equal_the_published_ones(parity, name):
@@ -157,6 +160,24 @@ def test_native_equals_reference_on_pictures(native, function, layout):
     assert found.is_contiguous(memory_format=layout)
 
 
+@pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2), ((1, 1), (1, 2)), ((2, 1), (1, 2)), (3, 2)])
+@pytest.mark.parametrize("padding", [(2, 1, 2, 1), (1, 2, 1, 2), (-1, 3, -2, 4)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_native_rows_of_any_length(native, up, down, padding, layout, dtype):
+    # from fewer pixels than the filter has, over rows that memory is asked for in advance (256 bytes to 16
+    # KiB, of one channel or of all), to longer ones; even and odd
+    arguments = dict(up=up, down=down, padding=padding)
+    skewed = torch.randn(4, 3)
+    for shape in ((1, 3, 5, 2), (2, 5, 61, 75), (1, 2, 34, 513), (1, 1, 7, 4099), (1, 48, 9, 90)):
+        x = torch.randn(shape, dtype=dtype).to(memory_format=layout)
+        for f in (setup_filter((1, 3, 3, 1)), setup_filter((1, 2, 4, 3, 1)), skewed):
+            if shape[3] * (up if isinstance(up, int) else up[0]) + padding[0] + padding[1] < f.shape[1]:
+                continue
+            found = both(x, f, "native", arguments)
+            assert_near(found, both(x.double(), f.double(), "reference", arguments), TOLERANCES[dtype])
+
+
 @pytest.mark.parametrize(("up", "down", "padding"), CASES[::3])
 def test_native_derivatives(native, up, down, padding):
     x = torch.randn(1, 2, 6, 7, dtype=torch.float64, requires_grad=True)
@@ -192,10 +213,6 @@ def test_native_is_compiled_as_one_graph(native):
 def test_native_refuses_a_filter_larger_than_the_picture(native):
     with pytest.raises(RuntimeError, match="4 taps for a picture of 3"):
         upfirdn2d(torch.zeros(1, 1, 3, 3), torch.ones(4, 4), impl="native")
-
-
-# Sums of twelve or sixteen products in float32 or better, and for the gradient twice; results are rounded.
-TOLERANCES = {torch.bfloat16: 3e-2, torch.float16: 4e-3, torch.float32: 1e-5, torch.float64: 1e-12}
 
 
 def compare_on_cuda(x, f, arguments):

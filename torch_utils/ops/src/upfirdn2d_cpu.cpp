@@ -14,10 +14,11 @@ namespace {
 constexpr int64_t kGrain = 16384;  // elements of the result worth a thread
 constexpr int64_t kStrip = 65536;  // elements of a row that are filtered at once: a few rows of them fit the L2 cache
 constexpr int64_t kGroup = 4;      // taps in one loop
+constexpr int64_t kAhead = 4096;   // bytes between what is read and what is asked for ahead of it
 
-// Calls visit.template operator()<count>() for 1 <= count <= kGroup.
+// Calls visit.template operator()<count>() for 1 <= count <= kGroup. As part of the caller: short rows feel a call.
 template <typename Visit>
-void with_count(int64_t count, Visit visit) {
+MATE3D_INLINE void with_count(int64_t count, Visit visit) {
   static_assert(kGroup == 4);
   if (count == 1) visit.template operator()<1>();
   else if (count == 2) visit.template operator()<2>();
@@ -38,7 +39,7 @@ void correlate(const T* __restrict__ x, int64_t step, const T* taps, T* __restri
 }
 
 template <int stride, typename T>
-void correlate_any(const T* x, int64_t step, const T* taps, int64_t count, T* y, int64_t n, bool add) {
+MATE3D_INLINE void correlate_any(const T* x, int64_t step, const T* taps, int64_t count, T* y, int64_t n, bool add) {
   for (int64_t k = 0; k < count; k += kGroup) {
     with_count(std::min(kGroup, count - k), [&]<int known>() {
       const bool more = add || k > 0;
@@ -71,7 +72,14 @@ class Filter {
  public:
   explicit Filter(const UpfirdnArguments<T, T>& arguments) : a_(arguments) {
     separable_ = factorise();
-    plan_rows();
+    columns_ = reads(a_.columns);
+    rows_ = reads(a_.rows);
+    for (Reads& row : rows_) {  // those above and below the picture are zero
+      const int64_t skip = std::min(row.count, std::max<int64_t>(0, -row.at));
+      row.count = std::max<int64_t>(0, std::min(row.count, a_.rows.in - row.at) - skip);
+      row.at += skip;
+      row.tap += skip;
+    }
   }
 
   void run() const {
@@ -84,29 +92,63 @@ class Filter {
       for (int64_t i = begin; i < end;) {  // the rows of one strip of one picture, as far as they are ours
         const int64_t item = i / a_.rows.out, first = i % a_.rows.out;
         const int64_t rows = std::min(end - i, a_.rows.out - first), start = item % strips * width;
-        const Strip strip = strip_of(start, std::min(a_.columns.out, start + width));
-        buffer.assign((strip.high - strip.low) * a_.inner, T(0));
-        for (int64_t oy = first; oy < first + rows; ++oy) row(item / strips, oy, strip, buffer.data());
+        const Strip strip = strip_of(item / strips, start, std::min(a_.columns.out, start + width));
+        if (separable_) separable_rows(strip, first, first + rows, buffer);
+        else any_rows(strip, first, first + rows, buffer);
         i += rows;
       }
     });
   }
 
  private:
-  // Whether f is an outer product; if so, of which two vectors.
+  // What a result reads along an axis: `count` pixels from `at` on. `tap` is the first of the taps that it multiplies
+  // them by, of which those of a phase lie beside each other (by_phase).
+  struct Reads {
+    int64_t at, count, tap;
+  };
+
+  static std::vector<Reads> reads(const Axis& axis) {
+    std::vector<int64_t> taps(axis.up + 1, 0);  // before each phase's
+    for (int64_t phase = 0; phase < axis.up; ++phase) {
+      taps[phase + 1] = taps[phase] + std::max<int64_t>(0, (axis.taps - phase + axis.up - 1) / axis.up);
+    }
+    std::vector<Reads> all;
+    all.reserve(axis.out);
+    for (int64_t o = 0; o < axis.out; ++o) {
+      const FirstTap first = first_tap(axis, o);
+      all.push_back({first.at, taps[first.tap + 1] - taps[first.tap], taps[first.tap]});
+    }
+    return all;
+  }
+
+  // Numbers of the taps, phase by phase: 0, up, 2 up ..., 1, 1 + up ...
+  static std::vector<int64_t> by_phase(const Axis& axis) {
+    std::vector<int64_t> taps;
+    for (int64_t phase = 0; phase < axis.up; ++phase) {
+      for (int64_t tap = phase; tap < axis.taps; tap += axis.up) taps.push_back(tap);
+    }
+    return taps;
+  }
+
+  // Whether f is an outer product; if so, its two vectors are kept, else all its taps.
   bool factorise() {
     const int64_t height = a_.rows.taps, width = a_.columns.taps, count = height * width;
     const int64_t pivot = std::max_element(a_.f, a_.f + count, [](T p, T q) { return absolute(p) < absolute(q); }) -
                           a_.f;
-    const T largest = a_.f[pivot];
-    if (largest == T(0)) return false;
-    for (int64_t i = 0; i < height; ++i) vertical_.push_back(a_.f[i * width + pivot % width]);
-    for (int64_t j = 0; j < width; ++j) horizontal_.push_back(a_.f[pivot / width * width + j] / largest);
-    const T tolerance = absolute(largest) * (sizeof(T) == 4 ? T(1e-6) : T(1e-14));  // of the taps' own rounding
-    for (int64_t i = 0; i < count; ++i) {
-      if (!(absolute(a_.f[i] - vertical_[i / width] * horizontal_[i % width]) <= tolerance)) return false;
+    const T* row = a_.f + pivot / width * width;
+    const T* column = a_.f + pivot % width;
+    const T largest = a_.f[pivot], tolerance = absolute(largest) * (sizeof(T) == 4 ? T(1e-6) : T(1e-14));
+    bool product = largest != T(0);
+    for (int64_t i = 0; i < count && product; ++i) {  // but for the taps' own rounding
+      product = absolute(a_.f[i] - column[i / width * width] * (row[i % width] / largest)) <= tolerance;
     }
-    return true;
+    const auto across = by_phase(a_.columns);
+    for (const int64_t i : by_phase(a_.rows)) {
+      if (product) vertical_.push_back(column[i * width]);
+      else for (const int64_t j : across) horizontal_.push_back(a_.f[i * width + j]);
+    }
+    if (product) for (const int64_t j : across) horizontal_.push_back(row[j] / largest);
+    return product;
   }
 
   // Single channels at unusual scales gain nothing from rows: each pixel by itself, as on a GPU.
@@ -123,118 +165,111 @@ class Filter {
     });
   }
 
-  // The rows of the picture that a row of the result adds up, from `at` on, and their vertical taps.
-  struct Row {
-    int64_t at, count;
-    const T* taps;  // of a separable filter
-    int64_t tap;    // number of the first; the next one comes `up` later
-  };
-
-  void plan_rows() {
-    const Axis& axis = a_.rows;
-    vertical_by_phase_.resize(axis.up);
-    for (int64_t phase = 0; separable_ && phase < axis.up; ++phase) {
-      for (int64_t tap = phase; tap < axis.taps; tap += axis.up) vertical_by_phase_[phase].push_back(vertical_[tap]);
-    }
-    for (int64_t oy = 0; oy < axis.out; ++oy) {
-      const FirstTap first = first_tap(axis, oy);
-      const int64_t count = first.tap < axis.taps ? (axis.taps - first.tap + axis.up - 1) / axis.up : 0;
-      const int64_t skip = std::min(count, std::max<int64_t>(0, -first.at));  // rows above the picture are zero
-      const int64_t kept = std::max<int64_t>(0, std::min(count, axis.in - first.at) - skip);
-      const T* taps = kept && separable_ ? vertical_by_phase_[first.tap].data() + skip : nullptr;
-      rows_.push_back({first.at + skip, kept, taps, first.tap + skip * axis.up});
-    }
-  }
-
-  // Columns begin ... end of the result, and pixels low ... high of a row that they read; those outside of the
-  // picture are zeros in the buffer, those of from ... to are in it. `axis` counts from the strip's own first ones.
+  // Columns begin ... end of the results of a picture, and the pixels low ... high of a row that they read, of which
+  // from ... to are in the picture and the others zero. `x` is that of row 0 and column `from`, `y` the first result.
   struct Strip {
-    int64_t begin, low, high, from, to;
-    Axis axis;
+    int64_t begin, end, low, high, from, to;
+    const T* x;
+    T* y;
   };
 
-  Strip strip_of(int64_t begin, int64_t end) const {
+  Strip strip_of(int64_t picture, int64_t begin, int64_t end) const {
     const Axis& all = a_.columns;
-    const int64_t low = first_tap(all, begin).at;
+    const int64_t low = columns_[begin].at;
     const int64_t last = (end - 1) * all.down - all.before + all.taps - 1;
     const int64_t high =
         std::max(low, (last >= 0 ? last / all.up : -((all.up - 1 - last) / all.up)) + 1);
     const int64_t from = std::clamp<int64_t>(0, low, high), to = std::clamp(all.in, from, high);
-    const int64_t before = all.before - begin * all.down + low * all.up;
-    return {begin, low, high, from, to, {high - low, end - begin, all.up, all.down, before, all.taps}};
+    return {begin, end, low, high, from, to, a_.x + (picture * a_.rows.in * all.in + from) * a_.inner,
+            a_.y + (picture * a_.rows.out * all.out + begin) * a_.inner};
   }
 
-  // A strip of row oy of picture n. The buffer holds zeros where it is outside of the picture.
-  void row(int64_t n, int64_t oy, const Strip& strip, T* buffer) const {
-    const Row& row = rows_[oy];
-    T* y = a_.y + ((n * a_.rows.out + oy) * a_.columns.out + strip.begin) * a_.inner;
-    if (row.count == 0) {
-      std::fill(y, y + strip.axis.out * a_.inner, T(0));
-      return;
+  // Rows first ... last of a strip. The buffer is zero where it is outside of the picture.
+  void separable_rows(const Strip& strip, int64_t first, int64_t last, std::vector<T>& buffer) const {
+    const int64_t pitch_x = a_.columns.in * a_.inner, pitch_y = a_.columns.out * a_.inner;
+    const int64_t length = (strip.to - strip.from) * a_.inner;
+    buffer.assign((strip.high - strip.low) * a_.inner, T(0));
+    T* inside = buffer.data() + (strip.from - strip.low) * a_.inner;
+    for (int64_t oy = first; oy < last; ++oy) {
+      const Reads& row = rows_[oy];
+      const T* x = strip.x + row.at * pitch_x;
+      ask_ahead(x + row.count * pitch_x);
+      correlate_any<1>(x, pitch_x, vertical_.data() + row.tap, row.count, inside, length, false);
+      along(buffer.data(), horizontal_.data(), strip, strip.y + oy * pitch_y, false);
     }
-    const int64_t pitch = a_.columns.in * a_.inner, length = (strip.to - strip.from) * a_.inner;
-    const T* x = a_.x + (n * a_.rows.in + row.at) * pitch + strip.from * a_.inner;
-    T* inside = buffer + (strip.from - strip.low) * a_.inner;
-    if (separable_) {
-      correlate_any<1>(x, pitch, row.taps, row.count, inside, length, false);
-      along(buffer, horizontal_.data(), strip.axis, y, false);
-      return;
-    }
-    for (int64_t k = 0; k < row.count; ++k) {
-      std::copy_n(x + k * pitch, length, inside);
-      along(buffer, a_.f + (row.tap + k * a_.rows.up) * a_.columns.taps, strip.axis, y, k > 0);
+  }
+
+  // Down-sampling reads several new rows for each of its own, side by side. Processors guess where one such stream
+  // goes on, but give up several that end every few hundred pixels: so we ask memory for what follows `next`, the first
+  // row not yet read. They see to very short and to long rows themselves. (Inlined, because GCC drops calls of functions
+  // that do nothing but this.)
+  MATE3D_INLINE void ask_ahead(const T* next) const {
+    const int64_t pitch = a_.columns.in * a_.inner * int64_t(sizeof(T));
+    if (a_.rows.down <= a_.rows.up || pitch < 256 || pitch > 16384) return;
+    const char* from = reinterpret_cast<const char*>(next) + kAhead;
+    const char* end = reinterpret_cast<const char*>(a_.x + a_.outer * a_.rows.in * a_.columns.in * a_.inner);
+    const char* to = std::min(end, from + pitch * a_.rows.down / a_.rows.up);
+    for (; from < to; from += 64) __builtin_prefetch(from);
+  }
+
+  void any_rows(const Strip& strip, int64_t first, int64_t last, std::vector<T>& buffer) const {
+    const int64_t pitch_x = a_.columns.in * a_.inner, pitch_y = a_.columns.out * a_.inner;
+    buffer.assign((strip.high - strip.low) * a_.inner, T(0));
+    for (int64_t oy = first; oy < last; ++oy) {
+      const Reads& row = rows_[oy];
+      T* y = strip.y + oy * pitch_y;
+      if (row.count == 0) std::fill(y, y + (strip.end - strip.begin) * a_.inner, T(0));
+      for (int64_t k = 0; k < row.count; ++k) {
+        std::copy_n(strip.x + (row.at + k) * pitch_x, (strip.to - strip.from) * a_.inner,
+                    buffer.data() + (strip.from - strip.low) * a_.inner);
+        along(buffer.data(), horizontal_.data() + (row.tap + k) * a_.columns.taps, strip, y, k > 0);
+      }
     }
   }
 
   // Filters one row along itself, or adds that to y.
-  void along(const T* x, const T* f, const Axis& axis, T* y, bool add) const {
+  void along(const T* x, const T* taps, const Strip& strip, T* y, bool add) const {
+    const Axis& axis = a_.columns;
+    const int64_t out = strip.end - strip.begin;
     if (axis.up == 1 && axis.down == 1) {
-      correlate_any<1>(x - axis.before * a_.inner, a_.inner, f, axis.taps, y, axis.out * a_.inner, add);
+      correlate_any<1>(x, a_.inner, taps, axis.taps, y, out * a_.inner, add);
     } else if (a_.inner == 1 && axis.up == 1 && axis.down == 2) {
-      correlate_any<2>(x - axis.before, 1, f, axis.taps, y, axis.out, add);
-    } else if (a_.inner == 1 && axis.up == 2 && axis.down == 1 && axis.taps % 2 == 0) {
-      up_by_two(x, f, axis, y, add);
+      correlate_any<2>(x, 1, taps, axis.taps, y, out, add);
+    } else if (a_.inner == 1 && axis.up == 2 && axis.down == 1 && axis.taps % 2 == 0 && out >= 2) {
+      up_by_two(x, taps, strip, y, add);
+      pixel_by_pixel(x, taps, strip, y, add, strip.begin + out / 2 * 2);
     } else {
-      pixel_by_pixel(x, f, axis, y, add, 0);
+      pixel_by_pixel(x, taps, strip, y, add, strip.begin);
     }
   }
 
-  void up_by_two(const T* x, const T* f, const Axis& axis, T* y, bool add) const {
-    const FirstTap even = first_tap(axis, 0), odd = first_tap(axis, 1);
-    const int64_t count = axis.taps / 2, pairs = axis.out / 2;
+  void up_by_two(const T* x, const T* taps, const Strip& strip, T* y, bool add) const {
+    const Reads &even = columns_[strip.begin], &odd = columns_[strip.begin + 1];
+    const T *from_even = x + even.at - strip.low, *from_odd = x + odd.at - strip.low;
+    const int64_t count = even.count, pairs = (strip.end - strip.begin) / 2;
     for (int64_t k = 0; k < count; k += kGroup) {
-      T of_even[kGroup], of_odd[kGroup];
-      const int64_t group = std::min(kGroup, count - k);
-      for (int64_t i = 0; i < group; ++i) {
-        of_even[i] = f[even.tap + 2 * (k + i)];
-        of_odd[i] = f[odd.tap + 2 * (k + i)];
-      }
-      with_count(group, [&]<int known>() {
+      with_count(std::min(kGroup, count - k), [&]<int known>() {
+        const T *of_even = taps + even.tap + k, *of_odd = taps + odd.tap + k;
         const bool more = add || k > 0;
-        if (more) up_two<known, true>(x + even.at + k, of_even, x + odd.at + k, of_odd, y, pairs);
-        else up_two<known, false>(x + even.at + k, of_even, x + odd.at + k, of_odd, y, pairs);
+        if (more) up_two<known, true>(from_even + k, of_even, from_odd + k, of_odd, y, pairs);
+        else up_two<known, false>(from_even + k, of_even, from_odd + k, of_odd, y, pairs);
       });
     }
-    pixel_by_pixel(x, f, axis, y, add, 2 * pairs);
   }
 
   // Columns from `begin` on, for any up and down.
-  void pixel_by_pixel(const T* x, const T* f, const Axis& axis, T* y, bool add, int64_t begin) const {
-    static thread_local std::vector<T> taps;
-    taps.resize(axis.taps);
-    for (int64_t o = begin; o < axis.out; ++o) {
-      const FirstTap first = first_tap(axis, o);
-      int64_t count = 0;
-      for (int64_t tap = first.tap; tap < axis.taps; tap += axis.up) taps[count++] = f[tap];
-      correlate_any<1>(x + first.at * a_.inner, a_.inner, taps.data(), count, y + o * a_.inner, a_.inner, add);
+  void pixel_by_pixel(const T* x, const T* taps, const Strip& strip, T* y, bool add, int64_t begin) const {
+    for (int64_t o = begin; o < strip.end; ++o) {
+      const Reads& column = columns_[o];
+      correlate_any<1>(x + (column.at - strip.low) * a_.inner, a_.inner, taps + column.tap, column.count,
+                       y + (o - strip.begin) * a_.inner, a_.inner, add);
     }
   }
 
   UpfirdnArguments<T, T> a_;
   bool separable_ = false;
-  std::vector<T> vertical_, horizontal_;
-  std::vector<std::vector<T>> vertical_by_phase_;
-  std::vector<Row> rows_;
+  std::vector<T> vertical_, horizontal_;  // taps by phase; of an inseparable filter all, row by row, in the second
+  std::vector<Reads> rows_, columns_;
 };
 
 }  // namespace
