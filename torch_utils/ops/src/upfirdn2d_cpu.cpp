@@ -6,6 +6,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <vector>
 
 namespace mate3d {
@@ -14,6 +15,7 @@ namespace {
 constexpr int64_t kGrain = 16384;  // elements of the result worth a thread
 constexpr int64_t kStrip = 65536;  // elements of a row that are filtered at once: a few rows of them fit the L2 cache
 constexpr int64_t kGroup = 4;      // taps in one loop
+constexpr int64_t kLine = 64;      // bytes that memory moves at once
 constexpr int64_t kAhead = 4096;   // bytes between what is read and what is asked for ahead of it
 
 // Calls visit.template operator()<count>() for 1 <= count <= kGroup. As part of the caller: short rows feel a call.
@@ -188,14 +190,16 @@ class Filter {
   void separable_rows(const Strip& strip, int64_t first, int64_t last, std::vector<T>& buffer) const {
     const int64_t pitch_x = a_.columns.in * a_.inner, pitch_y = a_.columns.out * a_.inner;
     const int64_t length = (strip.to - strip.from) * a_.inner;
-    buffer.assign((strip.high - strip.low) * a_.inner, T(0));
-    T* inside = buffer.data() + (strip.from - strip.low) * a_.inner;
+    const int64_t before = (strip.from - strip.low) * a_.inner;
+    buffer.assign((strip.high - strip.low) * a_.inner + kLine / sizeof(T), T(0));
+    T* sum = buffer.data();  // moved to where the vectors that are written to it, or every second one read, fill lines
+    while (reinterpret_cast<uintptr_t>(sum + (a_.columns.down == 1 ? before : 0)) % kLine) ++sum;
     for (int64_t oy = first; oy < last; ++oy) {
       const Reads& row = rows_[oy];
       const T* x = strip.x + row.at * pitch_x;
       ask_ahead(x + row.count * pitch_x);
-      correlate_any<1>(x, pitch_x, vertical_.data() + row.tap, row.count, inside, length, false);
-      along(buffer.data(), horizontal_.data(), strip, strip.y + oy * pitch_y, false);
+      correlate_any<1>(x, pitch_x, vertical_.data() + row.tap, row.count, sum + before, length, false);
+      along(sum, horizontal_.data(), strip, strip.y + oy * pitch_y, false);
     }
   }
 
@@ -209,7 +213,7 @@ class Filter {
     const char* from = reinterpret_cast<const char*>(next) + kAhead;
     const char* end = reinterpret_cast<const char*>(a_.x + a_.outer * a_.rows.in * a_.columns.in * a_.inner);
     const char* to = std::min(end, from + pitch * a_.rows.down / a_.rows.up);
-    for (; from < to; from += 64) __builtin_prefetch(from);
+    for (; from < to; from += kLine) __builtin_prefetch(from);
   }
 
   void any_rows(const Strip& strip, int64_t first, int64_t last, std::vector<T>& buffer) const {
