@@ -10,11 +10,12 @@ from __future__ import annotations
 import torch
 
 from datasets.masked_images import Batch
-from training.generator import Want
+from training.field import TriplaneField
+from training.generator import Rendering, Want
 from training.phases import Context, Term, geometry_terms, local_batch, passes, total
 from training.reconstruction import BETAS, Reconstruction
 from training.schedules import average_decay, crossed, moment
-from training.updates import Updater, update_average
+from training.updates import Updater, frozen, update_average
 
 
 class WarmStartPhase:
@@ -44,7 +45,9 @@ class WarmStartPhase:
         now = moment(config.schedule, 0, config.batch)
         swapped = torch.rand(len(batch), 1, device=context.device) < now.swap_probability
         conditioning = torch.where(swapped, batch.camera.roll(1, 0), batch.camera)
-        context.recorder.run("warm_start", self._learn, batch, conditioning, now.raw_resolution)
+        alone = images < 1000 * self.config.encoder_kimg
+        what, learn = ("encoder", self._learn_encoder) if alone else ("warm_start", self._learn)
+        context.recorder.run(what, learn, batch, conditioning, now.raw_resolution)
         if self.config.beta:
             self._lower_beta((images + self.batch) / (1000 * self.config.beta_kimg))
         self.steps += 1
@@ -59,6 +62,15 @@ class WarmStartPhase:
             (total(terms, self.context.curves) * share).backward()
         self.updater.apply()
         self.reconstruction.updater.apply()
+
+    def _learn_encoder(self, batch: Batch, conditioning: torch.Tensor, raw_resolution: int) -> None:
+        """The generator's latents of pictures, without a change to the generator: one that was trained before
+        shows many people, and would unlearn them while the latents of a new encoder say nothing yet."""
+        with frozen(self.context.models.generator):
+            for part, share in passes(len(batch), self.context.config.batch_per_pass):
+                _, _, terms = self._reconstructed(batch[part], conditioning[part], raw_resolution)
+                (total(terms, self.context.curves) * share).backward()
+            self.reconstruction.updater.apply()
 
     def finish(self) -> None:
         """The adversarial phase goes on from the average, which is smoother than the last step's weights, and
@@ -79,16 +91,23 @@ class WarmStartPhase:
         self.context.models.generator.decoder.sigmoid_beta.fill_(beta)
 
     def _terms(self, batch: Batch, conditioning: torch.Tensor, raw_resolution: int) -> list[Term]:
+        field, rendering, terms = self._reconstructed(batch, conditioning, raw_resolution, learning=True)
+        return terms + geometry_terms(self.context.config.loss, field, rendering.samples)
+
+    def _reconstructed(
+        self, batch: Batch, conditioning: torch.Tensor, raw_resolution: int, learning: bool = False
+    ) -> tuple[TriplaneField, Rendering, list[Term]]:
+        """The batch's pictures, encoded and rendered again, and what they lack. ``learning``: the generator
+        does, which takes the average of w and the samples along the rays."""
         generator = self.context.models.generator
         posterior = self.reconstruction.encode(batch)
-        ws = generator.map(posterior.sample(), conditioning, update_average=True)
+        ws = generator.map(posterior.sample(), conditioning, update_average=learning)
         field = generator.field(generator.planes(ws, noise_mode="random"))
-        want = Want(samples=True, normals=self.config.normals > 0)
+        want = Want(samples=learning, normals=self.config.normals > 0)
         rendering = generator.synthesise(
             ws, batch.camera, field=field, raw_resolution=raw_resolution, want=want
         )
-        terms = self.reconstruction.terms(rendering, posterior, batch)
-        return terms + geometry_terms(self.context.config.loss, field, rendering.samples)
+        return field, rendering, self.reconstruction.terms(rendering, posterior, batch)
 
     def state_dict(self) -> dict:
         return {

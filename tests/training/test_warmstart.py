@@ -52,3 +52,30 @@ def test_beta_falls_geometrically_in_its_time(tiny, tiny_set):
         phase.step(collate([data[i] for i in range(4)]), step * 4)
         seen.append(context.models.generator.decoder.sigmoid_beta.item())
     assert seen == pytest.approx([0.05, 0.025, 0.025, 0.025])  # from 0.1
+
+
+def test_encoder_learns_first_while_the_generator_is_held(tiny, tiny_set):
+    config = tiny(
+        "warm_start.kimg=1",
+        "warm_start.batch=6",
+        "warm_start.encoder_kimg=0.18",
+        "warm_start.lr_encoder=0.01",
+        "data.mirror=false",
+    )
+    context = Context(config, build_models(config, CPU), Curves(), FiniteGuard(0), CPU)
+    data = MaskedImages(tiny_set, None, "catmask-hq", 16, extras=("normals", "depth"))
+    batch = collate([data[i] for i in range(6)])
+    phase = WarmStartPhase(context)
+    generator = context.models.generator
+    before = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
+    curves = []
+    for step in range(30):
+        phase.step(batch, step * 6)
+        curves.append(context.curves.collect())
+    assert all(torch.equal(before[name], tensor) for name, tensor in generator.state_dict().items())
+    assert "shape/eikonal" not in curves[0]  # it costs second derivatives, and is the generator's alone
+    assert curves[-1]["fit/image"] < curves[0]["fit/image"]
+    phase.step(batch, 30 * 6)
+    assert "shape/eikonal" in context.curves.collect()
+    changed = [name for name, p in generator.named_parameters() if not torch.equal(before[name], p)]
+    assert len(changed) > 0.9 * len(list(generator.parameters()))
