@@ -173,9 +173,8 @@ class WarmStartConfig:
     batch: int = 8
     lr: float = 0.0025
     lr_encoder: float = 0.001
-    encoder_kimg: float = (
-        0.0  # at first only the encoder learns: for a generator that knows portraits already
-    )
+    encoder_kimg: float = 0.0  # only the encoder learns at first, latents that a trained generator knows
+    dreams: float = 0.0  # weight, meanwhile, of what it reads in pictures of random latents
     encoder_width: int = (
         32  # channels of the encoder's first convolution; each doubles them, up to the maximum
     )

@@ -8,10 +8,12 @@ standard normal, which is what the divergence term holds the encoder's latents t
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from datasets.masked_images import Batch
 from training.field import TriplaneField
 from training.generator import Rendering, Want
+from training.networks.encoder import Posterior
 from training.phases import Context, Term, geometry_terms, local_batch, passes, total
 from training.reconstruction import BETAS, Reconstruction
 from training.schedules import average_decay, crossed, moment
@@ -56,21 +58,35 @@ class WarmStartPhase:
         if crossed(images, images + self.batch, self.config.whiten_kimg):
             self.reconstruction.whiten(self.updater)
 
-    def _learn(self, batch: Batch, conditioning: torch.Tensor, raw_resolution: int) -> None:
+    def _learn(self, batch: Batch, conditioning: Tensor, raw_resolution: int) -> None:
         for part, share in passes(len(batch), self.context.config.batch_per_pass):
             terms = self._terms(batch[part], conditioning[part], raw_resolution)
             (total(terms, self.context.curves) * share).backward()
         self.updater.apply()
         self.reconstruction.updater.apply()
 
-    def _learn_encoder(self, batch: Batch, conditioning: torch.Tensor, raw_resolution: int) -> None:
+    def _learn_encoder(self, batch: Batch, conditioning: Tensor, raw_resolution: int) -> None:
         """The generator's latents of pictures, without a change to the generator: one that was trained before
-        shows many people, and would unlearn them while the latents of a new encoder say nothing yet."""
+        shows many people, and would unlearn them while the latents of a new encoder say nothing yet. They are
+        to be standard normal together, as those are that this generator knows."""
         with frozen(self.context.models.generator):
             for part, share in passes(len(batch), self.context.config.batch_per_pass):
-                _, _, terms = self._reconstructed(batch[part], conditioning[part], raw_resolution)
+                some, cameras = batch[part], conditioning[part]
+                _, _, posterior, terms = self._reconstructed(some, cameras, raw_resolution)
+                terms += self.reconstruction.aggregate_terms(posterior)
+                if self.config.dreams:
+                    terms += self._dreamt(some.camera, cameras, raw_resolution)
                 (total(terms, self.context.curves) * share).backward()
             self.reconstruction.updater.apply()
+
+    def _dreamt(self, camera: Tensor, conditioning: Tensor, raw_resolution: int) -> list[Term]:
+        """What the encoder reads in pictures of random latents."""
+        generator = self.context.models.generator
+        z = torch.randn(len(camera), self.context.config.generator.z_dim, device=camera.device)
+        with torch.no_grad():
+            ws = generator.map(z, conditioning)
+            rendering = generator.synthesise(ws, camera, raw_resolution=raw_resolution, noise_mode="random")
+        return self.reconstruction.dreamt_terms(z, rendering)
 
     def finish(self) -> None:
         """The adversarial phase goes on from the average, which is smoother than the last step's weights, and
@@ -90,13 +106,13 @@ class WarmStartPhase:
         beta = first * (self.config.beta / first) ** min(1.0, done)
         self.context.models.generator.decoder.sigmoid_beta.fill_(beta)
 
-    def _terms(self, batch: Batch, conditioning: torch.Tensor, raw_resolution: int) -> list[Term]:
-        field, rendering, terms = self._reconstructed(batch, conditioning, raw_resolution, learning=True)
+    def _terms(self, batch: Batch, conditioning: Tensor, raw_resolution: int) -> list[Term]:
+        field, rendering, _, terms = self._reconstructed(batch, conditioning, raw_resolution, learning=True)
         return terms + geometry_terms(self.context.config.loss, field, rendering.samples)
 
     def _reconstructed(
-        self, batch: Batch, conditioning: torch.Tensor, raw_resolution: int, learning: bool = False
-    ) -> tuple[TriplaneField, Rendering, list[Term]]:
+        self, batch: Batch, conditioning: Tensor, raw_resolution: int, learning: bool = False
+    ) -> tuple[TriplaneField, Rendering, Posterior, list[Term]]:
         """The batch's pictures, encoded and rendered again, and what they lack. ``learning``: the generator
         does, which takes the average of w and the samples along the rays."""
         generator = self.context.models.generator
@@ -107,7 +123,7 @@ class WarmStartPhase:
         rendering = generator.synthesise(
             ws, batch.camera, field=field, raw_resolution=raw_resolution, want=want
         )
-        return field, rendering, self.reconstruction.terms(rendering, posterior, batch)
+        return field, rendering, posterior, self.reconstruction.terms(rendering, posterior, batch)
 
     def state_dict(self) -> dict:
         return {

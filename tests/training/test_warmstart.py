@@ -60,6 +60,8 @@ def test_encoder_learns_first_while_the_generator_is_held(tiny, tiny_set):
         "warm_start.batch=6",
         "warm_start.encoder_kimg=0.18",
         "warm_start.lr_encoder=0.01",
+        "warm_start.aggregate=0.02",
+        "warm_start.dreams=1",
         "data.mirror=false",
     )
     context = Context(config, build_models(config, CPU), Curves(), FiniteGuard(0), CPU)
