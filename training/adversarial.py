@@ -10,7 +10,7 @@ Larsen et al. 2016: their masks and surfaces hold the geometry while the discrim
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +20,7 @@ from datasets.masked_images import Batch
 from training import augment, losses, recompute
 from training.config import TrainConfig
 from training.generator import Want
+from training.growing import coarse_parts_frozen
 from training.parsing import Parsing
 from training.phases import Context, Term, geometry_terms, local_batch, passes, total
 from training.reconstruction import Reconstruction
@@ -105,10 +106,13 @@ class AdversarialPhase:
         if images < config.schedule.generator_delay_kimg * 1000:
             fakes = self.generated(scenes, now)
         else:
-            fakes = run("generator", self._generator_step, scenes, now, batch)
-            if self._due(config.loss.density_regularisation_every, config.loss.density_regularisation):
-                others = replace(scenes, z=torch.randn_like(scenes.z))
-                run("density", self._density_step, others)
+            growing = images < config.schedule.grow_kimg * 1000
+            which = "grown " if growing else ""  # a recorded step knows what learns
+            with coarse_parts_frozen(models.generator) if growing else nullcontext():
+                fakes = run(which + "generator", self._generator_step, scenes, now, batch)
+                if self._due(config.loss.density_regularisation_every, config.loss.density_regularisation):
+                    others = replace(scenes, z=torch.randn_like(scenes.z))
+                    run(which + "density", self._density_step, others)
         reals = real_views(batch.image, batch.mask, config.generator.parts, now.raw_resolution)
         run("discriminators", self._discriminators_step, reals, fakes, batch.camera, now)
         self.strength.advance(config.batch)

@@ -148,6 +148,9 @@ class ScheduleConfig:
     beta: float = 0.0  # the density's beta is halved every beta_kimg until it is this; 0: left alone
     beta_kimg: float = 2.0
     generator_delay_kimg: float = 0.0  # at first only the discriminators learn: a warm start is ahead of them
+    grow_kimg: float = (
+        0.0  # then, up to here, the finest planes and super-resolutions: a grown generator's new
+    )
     raw_resolution: int = 64  # side of the volume rendering at the start
     raw_resolution_final: int = 128
     raw_switch_kimg: float = 25000.0  # when it changes; blended over raw_fade_kimg

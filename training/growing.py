@@ -8,11 +8,13 @@ in: random latents show the same people before and after.
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from training.generator import Generator
+from training.updates import frozen
 
 _BLOCK = re.compile(r"synthesis\.b(\d+)\.")
 _NOISE = ".noise_const"  # as large as what it is added to, and random to begin with
@@ -39,6 +41,17 @@ def grow(generator: Generator, tensors: dict[str, Tensor]) -> None:
         block = generator.get_submodule(name)
         for layer in (block.torgb_tex, block.torgb_shp):
             layer.weight.zero_()
+
+
+def coarse_parts_frozen(generator: Generator) -> AbstractContextManager[None]:
+    """No gradients for what a smaller generator has too: the mapping, the heads, and all blocks of the
+    backbone but the finest. Super-resolutions learn, for the pictures that they enlarge are new to them.
+
+    New discriminators know nothing but coarse differences at first, and push all people the same way.
+    """
+    synthesis = generator.synthesis
+    blocks = [getattr(synthesis, f"b{resolution}") for resolution in synthesis.resolutions[:-1]]
+    return frozen(generator.mapping, generator.decoder, *blocks)
 
 
 def _plane_resolution(name: str) -> int:

@@ -8,15 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from datasets.masked_images import MaskedImages, collate
 from dnnlib import config
 from tests.tiny_generator import TINY_GENERATOR
 from torch_utils.ops.upfirdn2d import setup_filter, upsample2d
+from training.adversarial import AdversarialPhase
 from training.config import TrainConfig
+from training.curves import Curves
 from training.generator import Generator
 from training.growing import grow
 from training.networks.layers import FIR_TAPS
+from training.phases import Context, build_models
 from training.scene import camera_at, latent_of_seed
+from training.updates import FiniteGuard
 
+CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
 LARGE = replace(TINY_GENERATOR, resolution=32, plane_resolution=16, raw_resolution=16, sr_resolution=16)
 
@@ -91,3 +97,30 @@ def test_what_is_no_continuation_is_refused(small: Generator, change: dict):
 def test_smaller_planes_are_refused(small: Generator):
     with pytest.raises(RuntimeError):
         grow(small, Generator(LARGE).state_dict())
+
+
+def test_only_what_is_new_learns_at_first(tiny, tiny_set):
+    config = tiny("schedule.grow_kimg=0.008", "batch=4", "data.mirror=false")
+    context = Context(config, build_models(config, CPU), Curves(), FiniteGuard(0), CPU)
+    data = MaskedImages(tiny_set, None, "catmask-hq", 16, extras=())
+    batch = collate([data[i] for i in range(4)])
+    phase = AdversarialPhase(context)
+    generator = context.models.generator
+
+    def changed_by_step(images: int) -> set[str]:
+        before = {name: parameter.clone() for name, parameter in generator.named_parameters()}
+        phase.step(batch, images)
+        assert all(parameter.requires_grad for parameter in generator.parameters())
+        return {
+            name
+            for name, parameter in generator.named_parameters()
+            if not torch.equal(before[name], parameter)
+        }
+
+    for images in (0, 4):  # the first with the density's regularisation
+        changed = changed_by_step(images)
+        assert changed
+        assert all(name.startswith(("synthesis.b16.", "superresolution")) for name in changed)
+        assert any(name.startswith("synthesis.b16.torgb_shp") for name in changed)
+        assert any(name.startswith("superresolution_semantic.") for name in changed)
+    assert {"mapping.fc0.weight", "synthesis.b4.const", "decoder.texture.weight1"} <= changed_by_step(8)
