@@ -12,7 +12,7 @@ from datasets.labels import label_set
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from torch_utils import checkpoint
-from training.editing.inversion import read_arrays, save_latent
+from training.editing.latents import read_arrays, save_latent
 from training.editing.optimise import EditResult
 from training.editing.portrait import EditedPortrait, LearnedCopy
 from training.editing.region import Region

@@ -1,72 +1,223 @@
-"""Latents from files: what an edit starts from when it is not a seed.
+"""A picture to a scene of a generator: its latent, its camera, and a generator tuned to it.
 
-A latent file is an ``.npz`` with one of
-
-    ws (num_ws, w_dim)    one w per layer, as an edit's ``latent.npz`` has it
-    w  (w_dim,)           one w for all layers, as projectors of the StyleGAN family write it
-    z  (z_dim,)           before the mapping network
-
-each with or without a leading 1. Fitting a latent to a photograph is not done here: any projector that writes
-such a file will do.
+First w is sought, one per layer, whose rendering looks like the picture and has its mask; where the camera is
+not known, yaw and pitch are sought with it, from several starting points. Then the generator itself is tuned
+while w stays (pivotal tuning, Roich et al. 2022), which brings what no latent can say. One picture says
+nothing of the head's other sides: there the tuned generator must keep the depth and the mask that it had.
 """
 
 from __future__ import annotations
 
-import zipfile
-from pathlib import Path
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dnnlib.errors import UserError
-from dnnlib.files import atomic_path
-from training.generator import Generator
-from training.scene import device_of, ws_of_latent
+from training.generator import Generator, Rendering, Want
+from training.reconstruction import image_terms, mask_loss, pixel_weights
+from training.scene import camera_at, device_of
+from training.schedules import warm_up_share
+from training.views import one_hot
+
+Progress = Callable[[str, float], None]  # which stage, and the loss after one more of its steps
+
+_PULL = 0.01  # weight of the squared distance from the mean w: keeps the fit among plausible heads
+_BETAS = (0.9, 0.99)
+_WARM_UP = 0.1  # share of the steps in which the rate rises
+_BALANCE = 0.5  # as :func:`pixel_weights` has it: eyes and lips are small, and are what people look at
+_SIDES = (0.6, 0.2)  # largest yaw and pitch (radians) of the views whose shape is kept
+_KEPT_DEPTH, _KEPT_MASK = 10.0, 0.5  # weights of their L1: world units are small
 
 
-def load_latent(path: Path | str, generator: Generator, truncation: float) -> Tensor:
-    """ws (1, num_ws, w_dim) of a latent file. ``truncation`` applies to a z only; a w is taken as it is."""
-    arrays = read_arrays(path)
-    shapes = {
-        "ws": (generator.synthesis.num_ws, generator.config.w_dim),
-        "w": (generator.config.w_dim,),
-        "z": (generator.config.z_dim,),
-    }
-    for name, shape in shapes.items():
-        if name in arrays:
-            value = _shaped(arrays[name], name, shape, path).to(device_of(generator))
-            if name == "z":
-                return ws_of_latent(generator, value[None], truncation)
-            return value[None] if name == "ws" else value.expand(1, shapes["ws"][0], -1).clone()
-    held = ", ".join(sorted(arrays)) or "nothing"
-    raise UserError(f"{path}: no latent named ws, w or z in this file (it holds {held})")
+@dataclass(frozen=True)
+class Target:
+    """N pictures (N, 3, H, H) in [-1, 1] and their classes (N, H, H), H the generator's resolution."""
+
+    image: Tensor
+    classes: Tensor
+
+    def repeated(self, count: int) -> Target:
+        """``count`` times the same."""
+        return Target(self.image.repeat(count, 1, 1, 1), self.classes.repeat(count, 1, 1))
 
 
-def save_latent(path: Path | str, **arrays: Tensor | np.ndarray) -> None:
-    """Writes an ``.npz`` atomically."""
-    plain = {n: v.detach().cpu().numpy() if isinstance(v, Tensor) else v for n, v in arrays.items()}
-    with atomic_path(path) as temporary:
-        np.savez_compressed(temporary, **plain)
+@dataclass(frozen=True)
+class InversionSettings:
+    """How a picture is inverted."""
+
+    start_steps: int = 40  # of each starting yaw, where the camera is sought
+    starts: tuple[float, ...] = (-0.4, 0.0, 0.4)  # these yaws, in radians
+    fit_steps: int = 200  # of w, and of the camera
+    tune_steps: int = 200  # of the generator; 0 leaves it as it is
+    lr: float = 0.03  # of w
+    lr_pose: float = 0.01  # of yaw and pitch
+    lr_tune: float = 0.002  # of the generator
+    mask: float = 0.5  # weight of the mask's cross-entropy
+    seed: int = 0  # of the views that keep the shape
 
 
-def read_arrays(path: Path | str) -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz``; whatever else it is, is a UserError. Pickled objects are not read."""
-    try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise UserError(f"{path}: expected an .npz file with an array named ws, w or z")
-        with file:
-            return {name: file[name] for name in file.files}
-    except OSError as error:
-        raise UserError(f"cannot read the latent {path}: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise UserError(f"{path} is not an .npz file of numbers, or is damaged") from error
+@dataclass(frozen=True)
+class Inversion:
+    """A picture as a scene: ``generator`` renders it from ``ws`` at ``camera``."""
+
+    generator: Generator  # tuned, where that was asked for
+    ws: Tensor  # (1, num_ws, w_dim)
+    camera: Tensor  # (1, 25)
+    pose: tuple[float, float] | None  # yaw and pitch in radians, where they were sought
 
 
-def _shaped(array: np.ndarray, name: str, shape: tuple[int, ...], path: Path | str) -> Tensor:
-    squeezed = array[0] if array.ndim == len(shape) + 1 and array.shape[0] == 1 else array
-    if squeezed.shape != shape or squeezed.dtype.kind != "f" or not np.isfinite(squeezed).all():
-        found = f"{name} is {array.dtype} {array.shape}"
-        raise UserError(f"{path}: {found}; this network needs finite floats of shape {shape}")
-    return torch.from_numpy(squeezed.astype(np.float32))
+def fit(
+    generator: Generator,
+    target: Target,
+    *,
+    camera: Tensor | None = None,
+    pose: Tensor | None = None,
+    ws: Tensor | None = None,
+    settings: InversionSettings | None = None,
+    steps: int | None = None,
+    balance: float = 0.0,
+    progress: Callable[[float], None] = lambda loss: None,
+) -> tuple[Tensor, Tensor | None]:
+    """ws (N, num_ws, w_dim) whose renderings look like N pictures, and their poses.
+
+    Adam on one w per layer, from ``ws`` or the mean w, by the losses of the warm start on picture and mask.
+    The cameras are ``camera`` (N, 25), or ``pose`` (N, 2), yaw and pitch to begin from, which are fitted too.
+    Pictures do not influence each other.
+    """
+    settings = settings or InversionSettings()
+    steps = settings.fit_steps if steps is None else steps
+    count = len(target.image)
+    mean = generator.mapping.w_avg.detach()
+    start = mean.expand(count, generator.synthesis.num_ws, -1) if ws is None else ws
+    ws = start.detach().clone().requires_grad_(True)
+    groups = [{"params": [ws], "lr": settings.lr}]
+    if pose is not None:
+        pose = pose.detach().clone().requires_grad_(True)
+        groups.append({"params": [pose], "lr": settings.lr_pose})
+    optimiser = torch.optim.Adam(groups, betas=_BETAS)
+    rate = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, [group["lr"] for group in groups], steps, pct_start=warm_up_share(_WARM_UP, steps)
+    )
+    classes = one_hot(target.classes, generator.parts)
+    for _ in range(steps):
+        seen_from = camera if pose is None else camera_at(generator, *pose.unbind(1))
+        rendering = generator.synthesise(ws, seen_from, deterministic=True)
+        loss = likeness(rendering, target.image, classes, settings.mask, balance)
+        loss = loss + _PULL * (ws - mean).square().mean()
+        optimiser.zero_grad(set_to_none=True)
+        (loss * count).backward()
+        optimiser.step()
+        rate.step()
+        progress(loss.item())
+    return ws.detach(), None if pose is None else pose.detach()
+
+
+def likeness(
+    rendering: Rendering, image: Tensor, classes: Tensor, mask_weight: float, balance: float = 0.0
+) -> Tensor:
+    """What renderings of N scenes lack to be images (N, 3, H, H) with one-hot classes (N, P, H, H)."""
+    pixels = pixel_weights(classes, balance) if balance else None
+    terms = image_terms(1.0, 1.0, rendering, image, pixels)
+    loss = sum(term.weight * term.value for term in terms)
+    return loss + mask_weight * mask_loss(rendering, classes, pixels)
+
+
+def invert(
+    generator: Generator,
+    target: Target,
+    camera: Tensor | None = None,
+    settings: InversionSettings | None = None,
+    progress: Progress = lambda stage, loss: None,
+) -> Inversion:
+    """A picture as a scene. Without ``camera`` (1, 25) yaw and pitch are sought.
+
+    ``generator`` is left as it is: what is tuned is a copy.
+    """
+    settings = settings or InversionSettings()
+    pose = ws = None
+    if camera is None:
+        ws, pose = _nearest_start(generator, target, settings, progress)
+    ws, pose = fit(
+        generator,
+        target,
+        camera=camera,
+        pose=pose,
+        ws=ws,
+        settings=settings,
+        balance=_BALANCE,
+        progress=lambda loss: progress("fit", loss),
+    )
+    if camera is None:
+        camera = camera_at(generator, *pose.unbind(1))
+    if settings.tune_steps:
+        generator = tune(generator, ws, camera, target, settings, lambda loss: progress("tune", loss))
+    return Inversion(generator, ws, camera, None if pose is None else tuple(pose[0].tolist()))
+
+
+def _nearest_start(
+    generator: Generator, target: Target, settings: InversionSettings, progress: Progress
+) -> tuple[Tensor, Tensor]:
+    """ws (1, num_ws, w_dim) and pose (1, 2) of the starting yaw from which the picture came out best."""
+    count = len(settings.starts)
+    pose = torch.tensor([[yaw, 0.0] for yaw in settings.starts], device=device_of(generator))
+    ws, pose = fit(
+        generator,
+        target.repeated(count),
+        pose=pose,
+        settings=settings,
+        steps=settings.start_steps,
+        progress=lambda loss: progress("start", loss),
+    )
+    classes = one_hot(target.classes, generator.parts)
+    with torch.no_grad():
+        losses = [
+            likeness(
+                generator.synthesise(w, camera_at(generator, *at.unbind(1)), deterministic=True),
+                target.image,
+                classes,
+                settings.mask,
+            )
+            for w, at in zip(ws.split(1), pose.split(1), strict=True)
+        ]
+    best = int(torch.stack(losses).argmin())
+    return ws[best : best + 1], pose[best : best + 1]
+
+
+def tune(
+    generator: Generator,
+    ws: Tensor,
+    camera: Tensor,
+    target: Target,
+    settings: InversionSettings,
+    progress: Callable[[float], None] = lambda loss: None,
+) -> Generator:
+    """A copy of ``generator``, frozen again, that renders ws (1, num_ws, w_dim) at ``camera`` (1, 25) more
+    like the picture, and has the same shape and mask as before from other sides."""
+    tuned = copy.deepcopy(generator).requires_grad_(True)
+    tuned.mapping.requires_grad_(False)  # w is fixed
+    optimiser = torch.optim.Adam(
+        [p for p in tuned.parameters() if p.requires_grad], lr=settings.lr_tune, betas=_BETAS
+    )
+    classes = one_hot(target.classes, generator.parts)
+    random = torch.Generator().manual_seed(settings.seed)
+    with torch.no_grad():
+        planes = generator.planes(ws)
+    raw = Want(image=False)
+    for _ in range(settings.tune_steps):
+        yaw, pitch = (torch.rand(2, generator=random) * 2 - 1).mul(torch.tensor(_SIDES)).tolist()
+        side = camera_at(generator, yaw, pitch)
+        field = tuned.field(tuned.planes(ws))
+        rendering = tuned.synthesise(ws, camera, field=field, deterministic=True)
+        loss = likeness(rendering, target.image, classes, settings.mask, _BALANCE)
+        after = tuned.synthesise(ws, side, field=field, want=raw, deterministic=True)
+        with torch.no_grad():
+            before = generator.synthesise(ws, side, planes=planes, want=raw, deterministic=True)
+        loss = loss + _KEPT_DEPTH * (after.depth - before.depth).abs().mean()
+        loss = loss + _KEPT_MASK * (after.mask_raw - before.mask_raw).abs().mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        progress(loss.item())
+    return tuned.eval().requires_grad_(False)

@@ -18,8 +18,8 @@ from dnnlib.errors import UserError
 from dnnlib.files import make_folder
 from training.acceleration import Acceleration, compile_modules, open_accelerated
 from training.editing.export import save_edit, write_meshes, write_pictures, write_video
-from training.editing.inversion import load_latent
 from training.editing.keep import Embeddings
+from training.editing.latents import load_latent
 from training.editing.optimise import EditOptimiser, EditResult, StepLosses
 from training.editing.region import EditRequest, edited_classes
 from training.editing.report import (

@@ -8,17 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from training.editing.inversion import InversionSettings, Target, fit
 from training.generator import Generator, Want
 from training.metrics.geometry import SurfaceError, surface_error
 from training.metrics.portrait_set import PortraitSet, to_float
 from training.metrics.warping import Sight
-from training.reconstruction import image_terms, mask_loss
 from training.scene import device_of
-from training.schedules import warm_up_share
-from training.views import one_hot
 
 _BATCH = 4  # portraits that are fitted together; each has gradients of its own, so the result is the same
-_PULL = 0.01  # weight of the squared distance from the mean w: keeps the fit among plausible heads
 
 
 @dataclass(frozen=True)
@@ -27,46 +24,21 @@ class Fit:
 
     steps: int = 100
     lr: float = 0.03
-    mask_weight: float = 0.5
 
 
 def fit_latents(generator: Generator, pictures: PortraitSet, settings: Fit | None = None) -> Tensor:
-    """ws (n, num_ws, w_dim) whose renderings look like the pictures, from the pictures' cameras.
-
-    Adam on one w per layer, from the mean w, by the losses of the warm start on picture and mask. Depth and
-    normals are not looked at.
-    """
-    settings = settings or Fit()
+    """ws (n, num_ws, w_dim) whose renderings look like the pictures, from the pictures' cameras, as
+    :func:`training.editing.inversion.fit` finds them. Depth and normals are not looked at."""
+    chosen = settings or Fit()
+    settings = InversionSettings(fit_steps=chosen.steps, lr=chosen.lr)
     device = device_of(generator)
-    return torch.cat(
-        [
-            _fit_some(generator, pictures.take(slice(start, start + _BATCH)), settings, device)
-            for start in range(0, len(pictures), _BATCH)
-        ]
-    )
-
-
-def _fit_some(generator: Generator, pictures: PortraitSet, settings: Fit, device: torch.device) -> Tensor:
-    image = to_float(pictures.images).to(device)
-    classes = one_hot(pictures.masks.to(device), generator.parts)
-    camera = pictures.cameras.to(device)
-    mean = generator.mapping.w_avg.detach()
-    ws = mean.expand(len(pictures), generator.synthesis.num_ws, -1).clone().requires_grad_(True)
-    optimiser = torch.optim.Adam([ws], lr=settings.lr, betas=(0.9, 0.99))
-    rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, settings.lr, settings.steps, pct_start=warm_up_share(0.1, settings.steps)
-    )
-    for _ in range(settings.steps):
-        rendering = generator.synthesise(ws, camera, deterministic=True)
-        terms = image_terms(1.0, 1.0, rendering, image)
-        loss = sum(term.weight * term.value for term in terms)
-        loss = loss + settings.mask_weight * mask_loss(rendering, classes)
-        loss = loss + _PULL * (ws - mean).square().mean()
-        optimiser.zero_grad(set_to_none=True)
-        (loss * len(pictures)).backward()
-        optimiser.step()
-        rate.step()
-    return ws.detach()
+    found = []
+    for start in range(0, len(pictures), _BATCH):
+        some = pictures.take(slice(start, start + _BATCH))
+        target = Target(to_float(some.images).to(device), some.masks.to(device))
+        ws, _ = fit(generator, target, camera=some.cameras.to(device), settings=settings)
+        found.append(ws)
+    return torch.cat(found)
 
 
 def inversion_error(

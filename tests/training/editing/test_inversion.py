@@ -1,56 +1,95 @@
-"""Latent files: what is accepted, what is refused, and how."""
+"""Pictures to latents, cameras and tuned generators."""
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
+
 import pytest
 import torch
 
-from dnnlib.errors import UserError
-from training.editing.inversion import load_latent, save_latent
-from training.scene import ws_of_latent
+from training.editing import inversion
+from training.editing.inversion import InversionSettings, Target, fit, invert, likeness, tune
+from training.generator import Generator, Want
+from training.scene import camera_at, latent_of_seed, ws_of_latent
+from training.views import one_hot
+
+BUNDLED = Path(__file__).resolve().parents[3] / "pretrained/portraits-64.safetensors"
 
 
-def test_a_saved_latent_comes_back(generator, camera, tmp_path) -> None:
-    ws = generator.map(torch.randn(1, 8), camera)
-    save_latent(tmp_path / "l.npz", ws=ws[0], camera=camera[0])
-    assert torch.equal(load_latent(tmp_path / "l.npz", generator, 0.7), ws)
+def picture_of(generator: Generator, seed: int, yaw: float, pitch: float) -> Target:
+    ws = ws_of_latent(generator, latent_of_seed(generator, seed), 0.7)
+    with torch.no_grad():
+        view = generator.synthesise(ws, camera_at(generator, yaw, pitch), deterministic=True)
+    return Target(view.image.clamp(-1, 1), view.mask.argmax(1))
 
 
-def test_w_is_used_for_all_layers_and_z_is_mapped(generator, tmp_path) -> None:
-    w, z = torch.randn(8), torch.randn(1, 8)
-    save_latent(tmp_path / "w.npz", w=w)
-    ws = load_latent(tmp_path / "w.npz", generator, 0.7)
-    assert ws.shape == (1, generator.synthesis.num_ws, 8) and torch.equal(ws[0, -1], w)
-    save_latent(tmp_path / "z.npz", z=z)
-    assert torch.equal(load_latent(tmp_path / "z.npz", generator, 0.7), ws_of_latent(generator, z, 0.7))
+def test_camera_of_a_head_is_found() -> None:
+    """Of the bundled generator's own picture, from a start 0.35 radians away."""
+    generator = Generator.load(BUNDLED)
+    target = picture_of(generator, 5, 0.35, 0.1)
+    settings = InversionSettings(lr_pose=0.03)
+    _, pose = fit(generator, target, pose=torch.zeros(1, 2), settings=settings, steps=80)
+    # 0.03 radians are under 2 degrees: less than a pixel at the ears
+    assert pose[0].tolist() == pytest.approx([0.35, 0.1], abs=0.03)
 
 
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"w": np.zeros(9, np.float32)}, r"w is float32 \(9,\).*shape \(8,\)"),
-        ({"w": np.full(8, np.nan, np.float32)}, "finite"),
-        ({"w": np.zeros(8, np.int64)}, "int64"),
-        ({"latent": np.zeros(8)}, "it holds latent"),
-    ],
-)
-def test_a_wrong_latent_is_one_line(generator, tmp_path, arrays, message) -> None:
-    save_latent(tmp_path / "l.npz", **arrays)
-    with pytest.raises(UserError, match=message) as error:
-        load_latent(tmp_path / "l.npz", generator, 0.7)
-    assert "\n" not in str(error.value)
+def test_pictures_do_not_influence_each_other(generator: Generator) -> None:
+    one, other = picture_of(generator, 1, 0.2, 0.0), picture_of(generator, 2, -0.2, 0.0)
+    both = Target(torch.cat([one.image, other.image]), torch.cat([one.classes, other.classes]))
+    pose = torch.zeros(2, 2)
+    ws, poses = fit(generator, both, pose=pose, steps=4)
+    alone, posed = fit(generator, one, pose=pose[:1], steps=4)
+    # sums in another order, which Adam's division carries on
+    torch.testing.assert_close(ws[:1], alone, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(poses[:1], posed, atol=1e-4, rtol=1e-3)
 
 
-def test_what_is_no_latent_file_is_refused_and_no_pickle_is_read(generator, tmp_path) -> None:
-    with pytest.raises(UserError, match="cannot read"):
-        load_latent(tmp_path / "absent.npz", generator, 0.7)
-    (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(UserError, match="damaged"):
-        load_latent(tmp_path / "text.npz", generator, 0.7)
-    np.save(tmp_path / "plain.npy", np.zeros(8))
-    with pytest.raises(UserError, match="npz"):
-        load_latent(tmp_path / "plain.npy", generator, 0.7)
-    np.savez(tmp_path / "object.npz", w=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(UserError, match="damaged"):
-        load_latent(tmp_path / "object.npz", generator, 0.7)
+def test_best_start_goes_on(generator: Generator) -> None:
+    """Of a start at the true yaw and one far from it, without steps that could bring both there."""
+    target = picture_of(generator, 1, 0.4, 0.0)
+    settings = InversionSettings(starts=(-0.5, 0.4), start_steps=1, lr_pose=1e-6, lr=1e-6)
+    losses = []
+    stages = invert(
+        generator,
+        target,
+        settings=InversionSettings(**{**vars(settings), "fit_steps": 1, "tune_steps": 0}),
+        progress=lambda stage, loss: losses.append(stage),
+    )
+    assert stages.pose == pytest.approx((0.4, 0.0), abs=1e-4)
+    assert losses == ["start", "fit"]
+    assert stages.generator is generator
+
+
+def test_tuned_generator_shows_the_picture_and_keeps_its_other_sides(generator: Generator) -> None:
+    camera = camera_at(generator, 0.0, 0.0)
+    target = picture_of(generator, 1, 0.0, 0.0)
+    ws = ws_of_latent(generator, latent_of_seed(generator, 2), 0.7)
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    settings = InversionSettings(tune_steps=40, lr_tune=0.01)
+    kept = tune(generator, ws, camera, target, settings)
+    assert all(torch.equal(before[name], value) for name, value in generator.state_dict().items())
+    assert not any(p.requires_grad for p in kept.parameters())
+    assert torch.equal(kept.mapping.fc0.weight, generator.mapping.fc0.weight)
+
+    classes = one_hot(target.classes, generator.parts)
+
+    def lacks(some: Generator) -> float:
+        with torch.no_grad():
+            rendering = some.synthesise(ws, camera, deterministic=True)
+            return likeness(rendering, target.image, classes, settings.mask).item()
+
+    def moved(some: Generator) -> float:
+        side = camera_at(generator, 0.5, 0.0)
+        with torch.no_grad():
+            depths = [
+                each.synthesise(ws, side, want=Want(image=False), deterministic=True).depth
+                for each in (generator, some)
+            ]
+        return (depths[0] - depths[1]).abs().mean().item()
+
+    assert lacks(kept) < 0.8 * lacks(generator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inversion, "_KEPT_DEPTH", 0.0)
+        patch.setattr(inversion, "_KEPT_MASK", 0.0)
+        free = tune(generator, ws, camera, target, settings)
+    assert moved(kept) < 0.7 * moved(free)

@@ -1,0 +1,111 @@
+"""invert.py from command line to files, on a tiny random generator."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from datasets.labels import label_set, read_mask, write_mask
+from edit import main as edit
+from invert import main
+from tests.tiny_generator import TINY_GENERATOR
+from training.generator import Generator
+from training.network_source import open_network
+
+LABELS = label_set("ffhq-mask")
+FAST = ("--steps", "3", "--tune", "2", "--set", "start_steps=2", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network, a picture larger than its own, and its mask."""
+    folder = tmp_path_factory.mktemp("photo")
+    torch.manual_seed(0)
+    Generator(TINY_GENERATOR).save(folder / "network.safetensors")
+    pixels = np.random.RandomState(0).randint(0, 255, (48, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "me.png")
+    mask = np.zeros((48, 48), dtype=np.uint8)
+    mask[12:36, 12:36] = LABELS.index("skin")
+    write_mask(folder / "mask.png", mask, LABELS)
+    return folder
+
+
+def run(folder: Path, *options: object) -> Result:
+    fixed = ("--network", folder / "network.safetensors", "--image", folder / "me.png", *FAST)
+    return CliRunner().invoke(main, [str(option) for option in (*fixed, *options)])
+
+
+def test_picture_becomes_a_scene_that_edit_opens(folder: Path) -> None:
+    out = folder / "out"
+    result = run(folder, "--mask", folder / "mask.png", "--outdir", out)
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in out.iterdir()} == {
+        *("latent.npz", "generator.safetensors", "generator.json", "inversion.json"),
+        *("portrait.png", "mask.png", "mask_given.png", "views.png"),
+    }
+    report = json.loads((out / "inversion.json").read_text())
+    assert report["edit"] in result.output
+    assert read_mask(out / "mask_given.png", LABELS, 16)[8, 8] == LABELS.index("skin")
+    words = report["edit"].split()[2:] + ["--export-mask", str(folder / "m.png"), "--device", "cpu"]
+    assert CliRunner().invoke(edit, words).exit_code == 0
+    rendered, exported = Image.open(out / "portrait.png"), Image.open(folder / "m_portrait.png")
+    # the pose that is printed has four digits
+    assert np.abs(np.asarray(rendered, float) - np.asarray(exported, float)).max() <= 2
+
+
+def test_known_camera_and_no_tuning(folder: Path) -> None:
+    out = folder / "known"
+    options = (
+        "--mask",
+        folder / "mask.png",
+        "--outdir",
+        out,
+        "--yaw",
+        "0.1",
+        "--pitch",
+        "-0.1",
+        "--tune",
+        "0",
+    )
+    assert run(folder, *options).exit_code == 0
+    report = json.loads((out / "inversion.json").read_text())
+    assert (report["yaw"], report["pitch"]) == (0.1, -0.1)
+    assert report["psnr"] == report["psnr_latent"]
+    assert not (out / "generator.safetensors").exists()
+    assert "network.safetensors" in report["edit"]
+
+
+def test_bundled_reader_makes_the_mask(folder: Path) -> None:
+    result = run(folder, "--outdir", folder / "read")
+    assert result.exit_code == 0 and "reader" in result.output
+    assert (folder / "read/mask_given.png").is_file()
+
+
+def test_mistakes_cost_one_line(folder: Path, tmp_path: Path) -> None:
+    def refused(message: str, *options: object) -> None:
+        result = run(folder, "--outdir", tmp_path / "out", *options)
+        assert result.exit_code == 2, result.output
+        assert message in result.output
+        assert not (tmp_path / "out").exists()
+
+    Image.new("RGB", (20, 30)).save(tmp_path / "tall.png")
+    Image.new("L", (20, 30)).save(tmp_path / "tall-mask.png")
+    (tmp_path / "text.png").write_text("no picture")
+    refused("crop it to a square", "--image", tmp_path / "tall.png")
+    refused("not a picture", "--image", tmp_path / "text.png")
+    refused("cannot read the picture", "--image", tmp_path / "none.png")
+    refused("masks are square", "--mask", tmp_path / "tall-mask.png")
+    refused("both --yaw and --pitch", "--yaw", "0.1")
+    refused("unknown key 'lr_poes'", "--set", "lr_poes=1")
+    Generator(replace(TINY_GENERATOR, labels="catmask-hq")).save(tmp_path / "cat.safetensors")
+    refused("--mask is missing", "--network", tmp_path / "cat.safetensors")
+    Generator(replace(TINY_GENERATOR, labels="none")).save(tmp_path / "plain.safetensors")
+    refused("plain EG3D", "--network", tmp_path / "plain.safetensors")
+    assert open_network(folder / "network.safetensors").parts == LABELS.count
