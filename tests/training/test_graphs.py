@@ -71,7 +71,11 @@ def test_steps_read_nothing_back(tiny, monkeypatch, phase):
         *("loss.mask_parsed=1", "warm_start.kimg=1", "warm_start.keep=0.5", "warm_start.keep_features=1"),
         *("warm_start.aggregate=0.1", "warm_start.hue=1", "warm_start.perceptual=1", "schedule.beta=0.01"),
         *("parser.widths=[8,16]", "schedule.generator_delay_kimg=0", "mixed_precision=false"),
-        *("warm_start.encoder_kimg=0.004", "warm_start.dreams=1", "schedule.grow_kimg=0.004"),  # one step each
+        *(
+            "warm_start.encoder_kimg=0.004",
+            "warm_start.dreams=1",
+            "schedule.grow_kimg=0.004",
+        ),  # one step each
     )
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: None)  # the fused one has no meta kernel
     context = Context(config, build_models(config, META), Curves(), FiniteGuard(0), META)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,10 +38,6 @@ class Target:
     image: Tensor
     classes: Tensor
 
-    def repeated(self, count: int) -> Target:
-        """``count`` times the same."""
-        return Target(self.image.repeat(count, 1, 1, 1), self.classes.repeat(count, 1, 1))
-
 
 @dataclass(frozen=True)
 class InversionSettings:
@@ -55,6 +51,7 @@ class InversionSettings:
     lr_pose: float = 0.01  # of yaw and pitch
     lr_tune: float = 0.002  # of the generator
     mask: float = 0.5  # weight of the mask's cross-entropy
+    chunk: int = 8192  # rays that are evaluated at once; gradients recompute them: memory against time
     seed: int = 0  # of the views that keep the shape
 
 
@@ -66,6 +63,16 @@ class Inversion:
     ws: Tensor  # (1, num_ws, w_dim)
     camera: Tensor  # (1, 25)
     pose: tuple[float, float] | None  # yaw and pitch in radians, where they were sought
+    interrupted: bool = False  # by Ctrl-C; the scene is as it was then
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Latents of N pictures."""
+
+    ws: Tensor  # (N, num_ws, w_dim)
+    pose: Tensor | None  # (N, 2) yaw and pitch in radians, where they were sought
+    interrupted: bool = False
 
 
 def fit(
@@ -79,8 +86,8 @@ def fit(
     steps: int | None = None,
     balance: float = 0.0,
     progress: Callable[[float], None] = lambda loss: None,
-) -> tuple[Tensor, Tensor | None]:
-    """ws (N, num_ws, w_dim) whose renderings look like N pictures, and their poses.
+) -> Fitted:
+    """ws (N, num_ws, w_dim) whose renderings look like N pictures, and their poses. Ctrl-C ends it early.
 
     Adam on one w per layer, from ``ws`` or the mean w, by the losses of the warm start on picture and mask.
     The cameras are ``camera`` (N, 25), or ``pose`` (N, 2), yaw and pitch to begin from, which are fitted too.
@@ -101,17 +108,21 @@ def fit(
         optimiser, [group["lr"] for group in groups], steps, pct_start=warm_up_share(_WARM_UP, steps)
     )
     classes = one_hot(target.classes, generator.parts)
-    for _ in range(steps):
-        seen_from = camera if pose is None else camera_at(generator, *pose.unbind(1))
-        rendering = generator.synthesise(ws, seen_from, deterministic=True)
-        loss = likeness(rendering, target.image, classes, settings.mask, balance)
-        loss = loss + _PULL * (ws - mean).square().mean()
-        optimiser.zero_grad(set_to_none=True)
-        (loss * count).backward()
-        optimiser.step()
-        rate.step()
-        progress(loss.item())
-    return ws.detach(), None if pose is None else pose.detach()
+    interrupted = False
+    try:
+        for _ in range(steps):
+            seen_from = camera if pose is None else camera_at(generator, *pose.unbind(1))
+            rendering = generator.synthesise(ws, seen_from, deterministic=True, chunk=settings.chunk)
+            loss = likeness(rendering, target.image, classes, settings.mask, balance)
+            loss = loss + _PULL * (ws - mean).square().mean()
+            optimiser.zero_grad(set_to_none=True)
+            (loss * count).backward()
+            optimiser.step()
+            rate.step()
+            progress(loss.item())
+    except KeyboardInterrupt:
+        interrupted = True
+    return Fitted(ws.detach(), None if pose is None else pose.detach(), interrupted)
 
 
 def likeness(
@@ -136,53 +147,54 @@ def invert(
     ``generator`` is left as it is: what is tuned is a copy.
     """
     settings = settings or InversionSettings()
-    pose = ws = None
+    found = Fitted(ws=None, pose=None)
     if camera is None:
-        ws, pose = _nearest_start(generator, target, settings, progress)
-    ws, pose = fit(
-        generator,
-        target,
-        camera=camera,
-        pose=pose,
-        ws=ws,
-        settings=settings,
-        balance=_BALANCE,
-        progress=lambda loss: progress("fit", loss),
-    )
+        found = _nearest_start(generator, target, settings, progress)
+    if not found.interrupted:
+        found = fit(
+            generator,
+            target,
+            camera=camera,
+            pose=found.pose,
+            ws=found.ws,
+            settings=settings,
+            balance=_BALANCE,
+            progress=lambda loss: progress("fit", loss),
+        )
+    pose, interrupted = None, found.interrupted
     if camera is None:
-        camera = camera_at(generator, *pose.unbind(1))
-    if settings.tune_steps:
-        generator = tune(generator, ws, camera, target, settings, lambda loss: progress("tune", loss))
-    return Inversion(generator, ws, camera, None if pose is None else tuple(pose[0].tolist()))
+        camera, pose = camera_at(generator, *found.pose.unbind(1)), tuple(found.pose[0].tolist())
+    if settings.tune_steps and not interrupted:
+        generator, interrupted = tune(
+            generator, found.ws, camera, target, settings, lambda loss: progress("tune", loss)
+        )
+    return Inversion(generator, found.ws, camera, pose, interrupted)
 
 
 def _nearest_start(
     generator: Generator, target: Target, settings: InversionSettings, progress: Progress
-) -> tuple[Tensor, Tensor]:
-    """ws (1, num_ws, w_dim) and pose (1, 2) of the starting yaw from which the picture came out best."""
-    count = len(settings.starts)
-    pose = torch.tensor([[yaw, 0.0] for yaw in settings.starts], device=device_of(generator))
-    ws, pose = fit(
-        generator,
-        target.repeated(count),
-        pose=pose,
-        settings=settings,
-        steps=settings.start_steps,
-        progress=lambda loss: progress("start", loss),
-    )
+) -> Fitted:
+    """Of several starting yaws, that from which the picture came out best."""
     classes = one_hot(target.classes, generator.parts)
-    with torch.no_grad():
-        losses = [
-            likeness(
-                generator.synthesise(w, camera_at(generator, *at.unbind(1)), deterministic=True),
-                target.image,
-                classes,
-                settings.mask,
-            )
-            for w, at in zip(ws.split(1), pose.split(1), strict=True)
-        ]
-    best = int(torch.stack(losses).argmin())
-    return ws[best : best + 1], pose[best : best + 1]
+    tried = []
+    for yaw in settings.starts:  # one after the other: three at once take three times the memory
+        found = fit(
+            generator,
+            target,
+            pose=torch.tensor([[yaw, 0.0]], device=device_of(generator)),
+            settings=settings,
+            steps=settings.start_steps,
+            progress=lambda loss: progress("start", loss),
+        )
+        with torch.no_grad():
+            camera = camera_at(generator, *found.pose.unbind(1))
+            rendering = generator.synthesise(found.ws, camera, deterministic=True, chunk=settings.chunk)
+            loss = likeness(rendering, target.image, classes, settings.mask)
+        tried.append((loss.item(), found))
+        if found.interrupted:
+            break
+    best = min(tried, key=lambda each: each[0])[1]
+    return replace(best, interrupted=tried[-1][1].interrupted)
 
 
 def tune(
@@ -192,9 +204,10 @@ def tune(
     target: Target,
     settings: InversionSettings,
     progress: Callable[[float], None] = lambda loss: None,
-) -> Generator:
+) -> tuple[Generator, bool]:
     """A copy of ``generator``, frozen again, that renders ws (1, num_ws, w_dim) at ``camera`` (1, 25) more
-    like the picture, and has the same shape and mask as before from other sides."""
+    like the picture, and has the same shape and mask as before from other sides. And whether Ctrl-C ended it
+    early."""
     tuned = copy.deepcopy(generator).requires_grad_(True)
     tuned.mapping.requires_grad_(False)  # w is fixed
     optimiser = torch.optim.Adam(
@@ -205,19 +218,24 @@ def tune(
     with torch.no_grad():
         planes = generator.planes(ws)
     raw = Want(image=False)
-    for _ in range(settings.tune_steps):
-        yaw, pitch = (torch.rand(2, generator=random) * 2 - 1).mul(torch.tensor(_SIDES)).tolist()
-        side = camera_at(generator, yaw, pitch)
-        field = tuned.field(tuned.planes(ws))
-        rendering = tuned.synthesise(ws, camera, field=field, deterministic=True)
-        loss = likeness(rendering, target.image, classes, settings.mask, _BALANCE)
-        after = tuned.synthesise(ws, side, field=field, want=raw, deterministic=True)
-        with torch.no_grad():
-            before = generator.synthesise(ws, side, planes=planes, want=raw, deterministic=True)
-        loss = loss + _KEPT_DEPTH * (after.depth - before.depth).abs().mean()
-        loss = loss + _KEPT_MASK * (after.mask_raw - before.mask_raw).abs().mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        progress(loss.item())
-    return tuned.eval().requires_grad_(False)
+    options = {"deterministic": True, "chunk": settings.chunk}
+    interrupted = False
+    try:
+        for _ in range(settings.tune_steps):
+            yaw, pitch = (torch.rand(2, generator=random) * 2 - 1).mul(torch.tensor(_SIDES)).tolist()
+            side = camera_at(generator, yaw, pitch)
+            field = tuned.field(tuned.planes(ws))
+            rendering = tuned.synthesise(ws, camera, field=field, **options)
+            loss = likeness(rendering, target.image, classes, settings.mask, _BALANCE)
+            after = tuned.synthesise(ws, side, field=field, want=raw, **options)
+            with torch.no_grad():
+                before = generator.synthesise(ws, side, planes=planes, want=raw, **options)
+            loss = loss + _KEPT_DEPTH * (after.depth - before.depth).abs().mean()
+            loss = loss + _KEPT_MASK * (after.mask_raw - before.mask_raw).abs().mean()
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            progress(loss.item())
+    except KeyboardInterrupt:
+        interrupted = True
+    return tuned.eval().requires_grad_(False), interrupted

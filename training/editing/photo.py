@@ -75,7 +75,7 @@ def run_inversion(options: PhotoOptions, say: Callable[[str], None]) -> PhotoRep
     settings = options.settings
     stages = {"fit": settings.fit_steps, "tune": settings.tune_steps}
     if camera is None:
-        stages["start"] = settings.start_steps
+        stages["start"] = settings.start_steps * len(settings.starts)
     with tqdm(total=sum(stages.values()), desc="invert", unit="step") as bar:
 
         def show(stage: str, loss: float) -> None:
@@ -83,6 +83,8 @@ def run_inversion(options: PhotoOptions, say: Callable[[str], None]) -> PhotoRep
             bar.update()
 
         found = invert(generator, target, camera, settings, show)
+    if found.interrupted:
+        say("stopped early: writing what there is")
     return _write(generator, found, target, options, network, time.monotonic() - started)
 
 

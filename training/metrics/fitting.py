@@ -36,9 +36,10 @@ def fit_latents(generator: Generator, pictures: PortraitSet, settings: Fit | Non
     for start in range(0, len(pictures), _BATCH):
         some = pictures.take(slice(start, start + _BATCH))
         target = Target(to_float(some.images).to(device), some.masks.to(device))
-        ws, _ = fit(generator, target, camera=some.cameras.to(device), settings=settings)
-        found.append(ws)
-    return torch.cat(found)
+        found.append(fit(generator, target, camera=some.cameras.to(device), settings=settings))
+        if found[-1].interrupted:
+            raise KeyboardInterrupt
+    return torch.cat([each.ws for each in found])
 
 
 def inversion_error(
