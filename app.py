@@ -1,0 +1,59 @@
+"""Edit portraits in a browser: `python app.py`, then paint on the mask. Needs `pip install '.[app]'`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dnnlib.errors import UserError, user_errors
+from torch_utils.device import choose_device
+from training.editing.session import SourceOptions, open_source
+from training.editing.studio import Studio
+
+ROOT = Path(__file__).resolve().parent
+_FILE = click.Path(path_type=Path)
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--outdir", type=_FILE, default=Path("out/app"), help="Folder for the results.")
+@click.option(
+    "--network",
+    type=_FILE,
+    default=ROOT / "pretrained" / "portraits-64.safetensors",
+    help="Generator: .safetensors, a published .pkl, a run folder, or a Hub name OWNER/REPO/FILE.",
+    show_default="bundled",
+)
+@click.option("--prior", help="Diffusion prior: a diffusers folder or a Hub name.", show_default="bundled")
+@click.option("--controlnet", help="ControlNet trained on masks, when the prior's folder has none.")
+@click.option("--device", help="cpu, cuda, cuda:1 ...", show_default="cuda where there is one")
+@click.option("--host", default="127.0.0.1", help="Address to serve at; 0.0.0.0: to the whole network.")
+@click.option("--port", type=click.IntRange(1, 65535), default=7860)
+@user_errors
+def main(
+    outdir: Path,
+    network: Path,
+    prior: str | None,
+    controlnet: str | None,
+    device: str | None,
+    host: str,
+    port: int,
+) -> None:
+    """Serve a page on which portraits are sampled or opened, repainted and edited."""
+    try:
+        from training.editing.studio_page import build
+    except ImportError as error:
+        raise UserError(f"the page needs gradio ({error}): pip install '.[app]'") from error
+    source = SourceOptions(network, device=choose_device(device))
+    labels = open_source(source).labels
+    prior = prior or str(ROOT / "pretrained" / "prior-64")
+    studio = Studio(source, prior, controlnet, outdir, say=click.echo)
+    page = build(studio, labels)
+    try:
+        page.launch(server_name=host, server_port=port, allowed_paths=[str(outdir)], quiet=True, share=False)
+    except OSError as error:
+        raise UserError(f"cannot serve at {host}:{port} ({error}): give another --port") from error
+
+
+if __name__ == "__main__":
+    main()
