@@ -70,7 +70,8 @@ def triplane_sample_sets(
     reduce: str = "mean",
     impl: str = "auto",
 ) -> list[Tensor]:
-    """:func:`triplane_sample` of several sets of planes at the same points, which are projected only once.
+    """:func:`triplane_sample` of several sets of planes at the same points, which are projected only once
+    where gradients are wanted.
 
     All have one H and W. The native operation reads sets that :func:`channels_last` made where they lie, and
     copies others.
@@ -90,17 +91,20 @@ def triplane_sample_sets(
     if native:
         wide = torch.promote_types(dtype, torch.float32)
         points, sets = points.to(wide), [each.to(wide) for each in sets]
-        flat_axes = [axis for pair in axes for axis in pair]
-        cells, weight = _native_corners(points, flat_axes, box_warp, height, width, scale)
+        projected = [axis for pair in axes for axis in pair], box_warp, height, width, scale
+        if reduce == "mean" and points.is_cpu and not _differentiated(points, *sets):
+            found = [_native_sample(_native_table(planes), points, *projected) for planes in sets]
+            return [each.view(*points.shape[:2], each.shape[-1]) for each in found]
+        cells, weight = _native_corners(points, *projected)
     else:
         cells, weight = _corners(points, axes, box_warp, height, width)
         cells, weight = cells.flatten(0, 1), weight.flatten(0, 1) * scale
-    ring = 0 if native else 1
-    layout = _Layout(pitch=width + 2 * ring, groups=len(points), native=native)
+    layout = _Layout(pitch=width if native else width + 2, groups=len(points), native=native)
     if reduce == "none":  # a point on one plane is a row of 4 corners, instead of 12
         cells, weight = cells.view(-1, 1), weight.reshape(-1, 1, 4)
         layout = _Layout(layout.pitch, 1, native)
-    found = [gather(_table(planes, ring), cells, weight, layout).to(dtype) for planes in sets]
+    table = _native_table if native else _table
+    found = [gather(table(planes), cells, weight, layout).to(dtype) for planes in sets]
     if reduce == "none":
         return [each.view(*points.shape[:2], len(axes), each.shape[-1]).transpose(1, 2) for each in found]
     return [each.view(*points.shape[:2], each.shape[-1]) for each in found]
@@ -112,10 +116,21 @@ def channels_last(planes: Tensor) -> Tensor:
     return planes if rows.is_contiguous() else rows.contiguous().permute(0, 1, 4, 2, 3)
 
 
-def _table(planes: Tensor, ring: int) -> Tensor:
+def _differentiated(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
+
+
+def _table(planes: Tensor) -> Tensor:
     """All pixels of all planes, (R, C). A ring of zeros around each plane stands for all that is outside."""
+    return F.pad(planes.permute(0, 1, 3, 4, 2), (0, 0, 1, 1, 1, 1)).flatten(0, 3)
+
+
+def _native_table(planes: Tensor) -> Tensor:
+    """The same without the ring; the planes' own memory if the channels of a pixel lie side by side."""
     rows = planes.permute(0, 1, 3, 4, 2)
-    return (F.pad(rows, (0, 0, ring, ring, ring, ring)) if ring else rows).flatten(0, 3)
+    if planes.is_cpu and planes.is_contiguous() and not rows.is_contiguous():
+        return _native_turn(planes.flatten(0, 1).flatten(2)).flatten(0, 1)
+    return rows.flatten(0, 3)
 
 
 @dataclass(frozen=True)
@@ -423,4 +438,18 @@ _native_dot = extension.define(
     lambda table, cells, *_: table.new_empty(*cells.shape, 4),
     _dot_backward,
     _save_rows,
+)
+
+# On CPUs only:
+
+# triplane_corners and triplane_gather at once, where nothing is differentiated: saves what lies between them.
+_native_sample = extension.define(
+    f"triplane_sample(Tensor table, Tensor points, {_PROJECTION}) -> Tensor",
+    lambda table, points, *_: table.new_empty(points.shape[0] * points.shape[1], table.shape[1]),
+)
+# (B, I, J) -> (B, J, I), contiguous.
+_native_turn = extension.define(
+    "triplane_turn(Tensor matrices) -> Tensor",
+    lambda matrices: matrices.new_empty(matrices.shape[0], matrices.shape[2], matrices.shape[1]),
+    lambda ctx, grad: grad.mT,
 )

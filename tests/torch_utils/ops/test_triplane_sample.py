@@ -243,6 +243,10 @@ def test_operations_are_well_defined():
     torch.library.opcheck(ops.triplane_gather, (table, cells, weight, 3, 2))
     torch.library.opcheck(ops.triplane_scatter, (values, cells, weight, 3, 2, len(table)))
     torch.library.opcheck(ops.triplane_dot, (table, cells, values, 3, 2))
+    turned = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    torch.library.opcheck(ops.triplane_turn, (turned,))
+    undifferentiated = (table.detach(), points.detach(), *projection)
+    torch.library.opcheck(ops.triplane_sample, undifferentiated, test_utils=utils)
 
 
 def scene(channels=3, height=4, width=5, count=8):
@@ -305,6 +309,70 @@ def compare_on(device, impl, dtype, sizes, layout, **options):
     found = derivatives(*given, impl=impl, **options)
     expected = derivatives(*exact, impl="reference", **options)
     assert_near([each.cpu() for each in found], expected, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [*KERNEL_SIZES, (3, 129, 40, 5, 7)])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize("reduce", ["mean", "none"])
+def test_native_equals_reference(dtype, sizes, layout, reduce):
+    """Points in several blocks and in parts of one, in whole vectors of channels and in parts."""
+    compare_on("cpu", "native", dtype, sizes, layout, projection="orthogonal", reduce=reduce)
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 127, 128, 129, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_points_anywhere_and_nowhere_in_a_block(count, dtype):
+    """Beside points that share cells, as along an axis, others that are far, endless or undefined."""
+    planes = torch.randn(2, 3, 20, 6, 9, dtype=dtype)
+    points = (torch.rand(2, count, 3, dtype=dtype) - 0.5) * 1.3 * BOX
+    points[:, count // 3 :, :2] = points[:, :1, :2]
+    for value, odd in zip(
+        (1e9, -1e30, torch.inf, -torch.inf, torch.nan), points[1].flatten()[::7], strict=False
+    ):
+        odd.fill_(value)
+    options = {"projection": "orthogonal", "box_warp": BOX}
+    found, expected = (triplane_sample(planes, points, impl=impl, **options) for impl in BOTH[::-1])
+    # both round the same few products and sums, in another order
+    torch.testing.assert_close(
+        found, expected, equal_nan=True, rtol=0, atol=1e-5 if dtype.itemsize == 4 else 1e-13
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [*KERNEL_SIZES, (3, 129, 40, 5, 7)])
+def test_values_are_the_same_without_gradients(dtype, sizes):
+    """They come from other loops then."""
+    scenes, count, channels, height, width = sizes
+    planes = torch.randn(scenes, 3, channels, height, width, dtype=dtype, requires_grad=True)
+    points = ((torch.rand(scenes, count, 3, dtype=dtype) - 0.5) * 1.3 * BOX).requires_grad_()
+    options = {"projection": "published", "box_warp": BOX, "impl": "native"}
+    y = triplane_sample(planes, points, **options)
+    with torch.no_grad():
+        alone = triplane_sample(planes, points, **options)
+    assert y.requires_grad and not alone.requires_grad
+    close = 1e-6 if dtype == torch.float32 else 1e-14  # compilers may fuse products and sums
+    torch.testing.assert_close(alone, y, rtol=0, atol=close)
+
+
+def test_tables_of_another_size_are_refused():
+    assert extension.use_native("triplane_sample", "native", torch.device("cpu"))
+    points, projection = torch.zeros(1, 2, 3), ([0, 1, 0, 2, 1, 2], BOX, 4, 3, 1 / 3)
+    for table in (torch.zeros(35, 2), torch.zeros(36)):
+        with pytest.raises(RuntimeError, match="pixels of the planes"):
+            torch.ops.mate3d.triplane_sample(table, points, *projection)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1), (2, 3, 5), (1, 16, 64), (3, 40, 150), (2, 33, 1), (0, 4, 4), (2, 4, 0)]
+)
+def test_turning(dtype, sizes):
+    assert extension.use_native("triplane_sample", "native", torch.device("cpu"))
+    matrices = torch.randn(*sizes, dtype=dtype)
+    turned = torch.ops.mate3d.triplane_turn(matrices)
+    assert turned.is_contiguous() and torch.equal(turned, matrices.mT)
+    assert torch.equal(torch.ops.mate3d.triplane_turn(turned.mT), turned)
 
 
 @pytest.mark.cuda

@@ -89,15 +89,24 @@ struct Plan {
 
   at::Tensor new_points() const { return at::empty(points.sizes(), points.options()); }
 
+  template <typename T>
+  CornerArguments<T> arguments(Corners wanted) const {
+    CornerArguments<T> a{wanted,
+                         {int(planes()), {}, height, width, points.size(1), T(width / box_warp), T(height / box_warp),
+                          T(scale)},
+                         count(), in<T>(points)};
+    std::copy(axes.begin(), axes.end(), a.to.axes);
+    return a;
+  }
+
   // Finds what is wanted; tensors that do not belong to it are undefined.
   void run(Corners wanted, const at::Tensor& direction, const at::Tensor& by_weight, const at::Tensor& cells,
            const at::Tensor& weight, const at::Tensor& by_points) const {
     if (count() == 0) return;
     with_type(points, [&]<typename T>() {
-      CornerArguments<T> a{wanted, {int(planes()), {}, height, width, points.size(1), T(width / box_warp),
-                           T(height / box_warp), T(scale)}, count(), in<T>(points), in<T>(direction),
-                           in<T>(by_weight), out<int32_t>(cells), out<T>(weight), out<T>(by_points)};
-      std::copy(axes.begin(), axes.end(), a.to.axes);
+      CornerArguments<T> a = arguments<T>(wanted);
+      a.direction = in<T>(direction), a.by_weight = in<T>(by_weight);
+      a.cells = out<int32_t>(cells), a.weight = out<T>(weight), a.by_points = out<T>(by_points);
       if (points.is_cpu()) return corners_cpu(a);
 #ifdef MATE3D_CUDA
       on_gpu(points, [&](void* stream) { return corners_cuda(a, stream); });
@@ -145,12 +154,13 @@ void check_cells(const at::Tensor& cells, int64_t rows, int64_t pitch) {
   TORCH_CHECK(pitch > 0, "triplane_sample: the pitch is not positive");
   if (!cells.is_cpu()) return;  // it would have to wait for the GPU
   const int32_t* const all = in<int32_t>(cells);
+  const int64_t count = cells.numel();
   int32_t low = 0, high = 0;
-  for (int64_t i = 0; i < cells.numel(); ++i) {
+  for (int64_t i = 0; i < count; ++i) {
     low = std::min(low, all[i]);
     high = std::max(high, all[i]);
   }
-  TORCH_CHECK(cells.numel() == 0 || (low >= 0 && high + pitch + 1 < rows),
+  TORCH_CHECK(count == 0 || (low >= 0 && high + pitch + 1 < rows),
               "triplane_sample: a cell is outside the table of ", rows, " rows");
 }
 
@@ -224,6 +234,31 @@ at::Tensor dot(const at::Tensor& table_any, const at::Tensor& cells_any, const a
   return dots;
 }
 
+at::Tensor sample(const at::Tensor& table_any, const at::Tensor& points, at::IntArrayRef axes, double box_warp,
+                  int64_t height, int64_t width, double scale) {
+  const Plan plan(points, axes, box_warp, height, width, scale);
+  const at::Tensor table = table_any.contiguous();
+  TORCH_CHECK(table.dim() == 2 && table.size(0) == points.size(0) * plan.planes() * height * width,
+              "triplane_sample: the table has not the pixels of the planes");
+  check_same(table, points);
+  const at::Tensor values = at::empty({plan.count(), table.size(1)}, table.options());
+  if (values.numel() == 0) return values;
+  with_type(table, [&]<typename T>() {
+    sample_cpu(plan.arguments<T>(Corners::weights), in<T>(table), table.size(1), out<T>(values));
+  });
+  return values;
+}
+
+at::Tensor turn(const at::Tensor& matrices_any) {
+  const at::Tensor matrices = matrices_any.contiguous();
+  TORCH_CHECK(matrices.dim() == 3, "triplane_sample: the matrices are (B, I, J)");
+  const int64_t count = matrices.size(0), rows = matrices.size(1), columns = matrices.size(2);
+  const at::Tensor turned = at::empty({count, columns, rows}, matrices.options());
+  if (turned.numel() == 0) return turned;
+  with_type(matrices, [&]<typename T>() { turn_cpu(in<T>(matrices), out<T>(turned), count, rows, columns); });
+  return turned;
+}
+
 }  // namespace
 
 // The signatures are defined in triplane_sample.py.
@@ -236,7 +271,11 @@ at::Tensor dot(const at::Tensor& table_any, const at::Tensor& cells_any, const a
   library.impl("triplane_scatter", &scatter);         \
   library.impl("triplane_dot", &dot);
 
-TORCH_LIBRARY_IMPL(mate3d, CPU, library) { MATE3D_KERNELS(library) }
+TORCH_LIBRARY_IMPL(mate3d, CPU, library) {
+  MATE3D_KERNELS(library)
+  library.impl("triplane_sample", &sample);
+  library.impl("triplane_turn", &turn);
+}
 
 #ifdef MATE3D_CUDA
 TORCH_LIBRARY_IMPL(mate3d, CUDA, library) { MATE3D_KERNELS(library) }

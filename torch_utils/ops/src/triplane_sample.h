@@ -12,7 +12,7 @@
 #ifdef __CUDACC__
 #define MATE3D_INLINE __host__ __device__ __forceinline__
 #else
-#define MATE3D_INLINE inline
+#define MATE3D_INLINE inline __attribute__((always_inline))
 #endif
 #endif
 
@@ -44,8 +44,9 @@ MATE3D_INLINE Hats<T> hats(T at, int64_t size) {
   T first = at > T(0) ? at : T(0);
   first = first < T(size - 2) ? first : T(size - 2);
   Hats<T> h;
-  h.first = int64_t(first);
-  const T u = at - T(h.first);
+  const int32_t whole = int32_t(first);  // processors convert these by the vector
+  h.first = whole;
+  const T u = at - T(whole);
   h.low = T(1) - u, h.high = u, h.low_slope = T(-1), h.high_slope = T(1);
   if (u < T(0)) {
     const bool beyond = u < T(-1);
@@ -181,6 +182,13 @@ template <typename T>
 void scatter_cpu(const Rows<T>&, int64_t groups, const T* values, T* table);
 template <typename T>
 void dot_cpu(const Rows<T>&, const T* table, const T* values, T* dots);
+
+// The values at a's points: corners_cpu and gather_cpu in one.
+template <typename T>
+void sample_cpu(const CornerArguments<T>& a, const T* table, int64_t channels, T* values);
+// Each of `count` matrices, (rows, columns), turned about its diagonal.
+template <typename T>
+void turn_cpu(const T* matrices, T* turned, int64_t count, int64_t rows, int64_t columns);
 
 template <typename T>
 const char* corners_cuda(const CornerArguments<T>&, void* stream);
