@@ -41,6 +41,7 @@ REQUIRES = [
 
 DOCS = ["matplotlib>=3.8,<4"]  # python -m training.plot
 PORTRAITS = ["anny>=0.6,<0.7", "mitsuba>=3.9,<4"]
+APP = ["gradio>=6,<7"]  # app.py
 INCEPTION = ["torch-fidelity>=0.3,<1"]  # evaluate.py --features inception
 
 TEST = [
@@ -63,5 +64,5 @@ setup(
     packages=[],
     py_modules=[],
     install_requires=REQUIRES,
-    extras_require={"test": TEST, "portraits": PORTRAITS, "docs": DOCS, "inception": INCEPTION},
+    extras_require={"test": TEST, "portraits": PORTRAITS, "docs": DOCS, "app": APP, "inception": INCEPTION},
 )
