@@ -289,16 +289,18 @@ void gather_cpu(const Rows<T>& r, const T* table, T* values) {
 }
 
 // Points come in `groups` of equal size, each with its own equal share of the table, and the planes of a group with
-// their own share of that. Where threads would be dealt few groups and not as many each, planes and then blocks of
-// channels are dealt out: each element of the table is added up by one thread, in the order of the points, however many
-// there are.
+// their own share of that. Where threads would be dealt few groups and not as many each, blocks of channels are dealt
+// out, and planes too where there are still not enough for all threads; in this order, because a point takes half the
+// time where all its planes are added to together. Each element of the table is added up by one thread, in the order of
+// the points, however many there are.
 template <typename T>
 void scatter_cpu(const Rows<T>& r, int64_t groups, const T* values, T* table) {
+  constexpr int64_t line = kLine / int64_t(sizeof(T));
   const int64_t threads = at::get_num_threads(), each = r.points / groups;
-  const auto even = [&](int64_t tasks) { return tasks % threads == 0 || tasks >= 4 * threads; };
-  const int64_t by_plane = even(groups) ? 1 : r.planes, planes = r.planes / by_plane;
-  const int64_t step = even(groups * by_plane) ? r.channels : kLine / int64_t(sizeof(T));
-  const int64_t by_channels = (r.channels + step - 1) / step;
+  const bool whole = groups % threads == 0 || groups >= 4 * threads;
+  const int64_t lines = (r.channels + line - 1) / line, blocks = whole ? 1 : std::min(lines, threads);
+  const int64_t step = (lines + blocks - 1) / blocks * line, by_channels = (r.channels + step - 1) / step;
+  const int64_t by_plane = !whole && groups * by_channels < threads ? r.planes : 1, planes = r.planes / by_plane;
   at::parallel_for(0, groups * by_plane * by_channels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t from = task % by_channels * step, plane = task / by_channels % by_plane * planes;
