@@ -5,13 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from datasets.masked_images import MaskedImages, collate
+from datasets.masked_images import Batch, MaskedImages, collate
 from training.curves import Curves
 from training.phases import Context, build_models
 from training.updates import FiniteGuard
 from training.warmstart import WarmStartPhase
 
 CPU = torch.device("cpu")
+
+
+def begin(config, tiny_set, count: int) -> tuple[WarmStartPhase, Batch]:
+    """The phase, and the batch of the first pictures that a test shows it again and again."""
+    context = Context(config, build_models(config, CPU), Curves(), FiniteGuard(0), CPU)
+    data = MaskedImages(tiny_set, None, "catmask-hq", 16, extras=("normals", "depth"))
+    return WarmStartPhase(context), collate([data[i] for i in range(count)])
 
 
 def test_fit_approaches_the_pictures(tiny, tiny_set):
@@ -22,10 +29,8 @@ def test_fit_approaches_the_pictures(tiny, tiny_set):
         "warm_start.lr=0.01",
         "data.mirror=false",
     )
-    context = Context(config, build_models(config, CPU), Curves(), FiniteGuard(0), CPU)
-    data = MaskedImages(tiny_set, None, "catmask-hq", 16, extras=("normals", "depth"))
-    batch = collate([data[i] for i in range(6)])
-    phase = WarmStartPhase(context)
+    phase, batch = begin(config, tiny_set, 6)
+    context = phase.context
     assert phase.extras == ("normals", "depth")
     curves = []
     for step in range(60):
@@ -44,12 +49,11 @@ def test_beta_falls_geometrically_in_its_time(tiny, tiny_set):
         "warm_start.beta=0.025",
         "data.mirror=false",
     )
-    context = Context(config, build_models(config, CPU), Curves(), FiniteGuard(0), CPU)
-    data = MaskedImages(tiny_set, None, "catmask-hq", 16, extras=("normals", "depth"))
-    phase = WarmStartPhase(context)
+    phase, batch = begin(config, tiny_set, 4)
+    context = phase.context
     seen = []
     for step in range(4):
-        phase.step(collate([data[i] for i in range(4)]), step * 4)
+        phase.step(batch, step * 4)
         seen.append(context.models.generator.decoder.sigmoid_beta.item())
     assert seen == pytest.approx([0.05, 0.025, 0.025, 0.025])  # from 0.1
 
@@ -64,10 +68,8 @@ def test_encoder_learns_first_while_the_generator_is_held(tiny, tiny_set):
         "warm_start.dreams=1",
         "data.mirror=false",
     )
-    context = Context(config, build_models(config, CPU), Curves(), FiniteGuard(0), CPU)
-    data = MaskedImages(tiny_set, None, "catmask-hq", 16, extras=("normals", "depth"))
-    batch = collate([data[i] for i in range(6)])
-    phase = WarmStartPhase(context)
+    phase, batch = begin(config, tiny_set, 6)
+    context = phase.context
     generator = context.models.generator
     before = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
     curves = []
