@@ -10,6 +10,7 @@ from dnnlib.errors import UserError, user_errors
 from torch_utils.device import choose_device
 from training.editing.session import SourceOptions, open_source
 from training.editing.studio import Studio
+from training.network_source import network_option
 
 ROOT = Path(__file__).resolve().parent
 _FILE = click.Path(path_type=Path)
@@ -17,13 +18,7 @@ _FILE = click.Path(path_type=Path)
 
 @click.command(context_settings={"show_default": True})
 @click.option("--outdir", type=_FILE, default=Path("out/app"), help="Folder for the results.")
-@click.option(
-    "--network",
-    type=_FILE,
-    default=ROOT / "pretrained" / "portraits-64.safetensors",
-    help="Generator: .safetensors, a published .pkl, a run folder, or a Hub name OWNER/REPO/FILE.",
-    show_default="bundled",
-)
+@network_option
 @click.option("--prior", help="Diffusion prior: a diffusers folder or a Hub name.", show_default="bundled")
 @click.option("--controlnet", help="ControlNet trained on masks, when the prior's folder has none.")
 @click.option("--device", help="cpu, cuda, cuda:1 ...", show_default="cuda where there is one")

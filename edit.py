@@ -15,10 +15,10 @@ from training.acceleration import Acceleration, acceleration_options
 from training.distillation import OBJECTIVES
 from training.editing.session import EditOptions, SourceOptions, export_mask, run_edit
 from training.editing.settings import EditSettings
+from training.network_source import BUNDLED, network_option
 from training.prior import PriorMemory
 
 ROOT = Path(__file__).resolve().parent
-NETWORK = ROOT / "pretrained" / "portraits-64.safetensors"
 PRIOR = ROOT / "pretrained" / "prior-64"
 _FILE = click.Path(path_type=Path)
 
@@ -27,13 +27,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--mask", type=_FILE, help="The portrait's mask, repainted (PNG; get one with --export-mask).")
 @click.option("--prompt", help="What the edited portrait should show.")
 @click.option("--outdir", type=_FILE, default=Path("out/edit"), help="Folder for the results.")
-@click.option(
-    "--network",
-    type=_FILE,
-    default=NETWORK,
-    help="Generator: .safetensors, a published .pkl, a run folder, or a Hub name OWNER/REPO/FILE.",
-    show_default="bundled",
-)
+@network_option
 @click.option("--prior", help="Diffusion prior: a diffusers folder or a Hub name.", show_default="bundled")
 @click.option("--controlnet", help="ControlNet trained on masks, when the prior's folder has none.")
 @click.option("--attention-slicing", is_flag=True, help="Less memory for the prior, more time.")
@@ -123,7 +117,7 @@ def main(
 
 def _export(source: SourceOptions, path: Path) -> None:
     picture = export_mask(source, path)
-    standard = SourceOptions(NETWORK)
+    standard = SourceOptions(BUNDLED)
     given = {"--latent": source.latent} if source.latent else {"--seed": source.seed}
     others = {
         "--trunc": (source.truncation, standard.truncation),

@@ -10,20 +10,13 @@ from dnnlib.errors import user_errors
 from torch_utils.device import choose_device
 from training.acceleration import Acceleration, acceleration_options
 from training.gallery import generate, parse_seeds
-
-NETWORK = Path(__file__).resolve().parent / "pretrained" / "portraits-64.safetensors"
+from training.network_source import network_option
 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--seeds", default="0-7", help="As 0-7 or 1,5,9.")
 @click.option("--outdir", type=click.Path(path_type=Path), default=Path("out/generate"))
-@click.option(
-    "--network",
-    type=click.Path(path_type=Path),
-    default=NETWORK,
-    help="Generator: .safetensors, a published .pkl, a run folder, or a Hub name OWNER/REPO/FILE.",
-    show_default="bundled",
-)
+@network_option
 @click.option("--trunc", type=float, default=0.7, help="Truncation: 0 is the mean face, 1 the full variety.")
 @click.option("--yaw", type=float, default=0.0, help="Radians, 0 is frontal.")
 @click.option("--pitch", type=float, default=0.0, help="Radians, 0 is frontal.")

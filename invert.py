@@ -13,8 +13,8 @@ from dnnlib.errors import UserError, user_errors
 from torch_utils.device import choose_device
 from training.editing.inversion import InversionSettings
 from training.editing.photo import PhotoOptions, run_inversion
+from training.network_source import network_option
 
-NETWORK = Path(__file__).resolve().parent / "pretrained" / "portraits-64.safetensors"
 _FILE = click.Path(path_type=Path)
 
 
@@ -22,13 +22,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--image", type=_FILE, required=True, help="The picture: square, framed as the network's are.")
 @click.option("--mask", type=_FILE, help="Its mask (PNG).", show_default="read by the bundled reader")
 @click.option("--outdir", type=_FILE, default=Path("out/invert"), help="Folder for the results.")
-@click.option(
-    "--network",
-    type=_FILE,
-    default=NETWORK,
-    help="Generator: .safetensors, a published .pkl, a run folder, or a Hub name OWNER/REPO/FILE.",
-    show_default="bundled",
-)
+@network_option
 @click.option(
     "--yaw", type=float, help="Where it was taken from: radians, 0 is frontal.", show_default="found"
 )

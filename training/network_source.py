@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import click
 import torch
 
 from dnnlib.download import fetch, hub_name
@@ -15,6 +16,15 @@ from training.published import load_published
 # in folders: what training leaves (the newest snapshot), what an edit leaves, what somebody named so
 _IN_FOLDERS = ("network.safetensors", "network-snapshot-*.safetensors", "generator.safetensors", "*.pkl")
 _SUFFIXES = (".safetensors", ".pkl", ".pickle")
+
+BUNDLED = Path(__file__).resolve().parents[1] / "pretrained" / "portraits-64.safetensors"
+network_option = click.option(  # of the scripts that show and edit portraits
+    "--network",
+    type=click.Path(path_type=Path),
+    default=BUNDLED,
+    help="Generator: .safetensors, a published .pkl, a run folder, or a Hub name OWNER/REPO/FILE.",
+    show_default="bundled",
+)
 
 
 def open_network(source: Path | str, device: torch.device | str = "cpu") -> Generator:

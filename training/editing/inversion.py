@@ -147,16 +147,16 @@ def invert(
     ``generator`` is left as it is: what is tuned is a copy.
     """
     settings = settings or InversionSettings()
-    found = Fitted(ws=None, pose=None)
-    if camera is None:
-        found = _nearest_start(generator, target, settings, progress)
-    if not found.interrupted:
+    start = None if camera is not None else _nearest_start(generator, target, settings, progress)
+    if start is not None and start.interrupted:
+        found = start
+    else:
         found = fit(
             generator,
             target,
             camera=camera,
-            pose=found.pose,
-            ws=found.ws,
+            pose=None if start is None else start.pose,
+            ws=None if start is None else start.ws,
             settings=settings,
             balance=_BALANCE,
             progress=lambda loss: progress("fit", loss),

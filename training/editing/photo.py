@@ -14,13 +14,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets.labels import decode_image, label_set, read_mask, write_mask
+from datasets.labels import decode_image, label_set, write_mask
 from dnnlib import config as config_files
 from dnnlib.errors import UserError
 from dnnlib.files import make_folder, write_json
 from training.editing.inversion import Inversion, InversionSettings, Target, invert
 from training.editing.latents import save_latent
 from training.editing.report import psnr, versions
+from training.editing.session import read_square_mask, refuse_without_parts
 from training.generator import Generator
 from training.network_source import find_network, open_network
 from training.pictures import look, sheet, sweep, tile, tile_side, to_uint8, write_png
@@ -65,10 +66,7 @@ def run_inversion(options: PhotoOptions, say: Callable[[str], None]) -> PhotoRep
     started = time.monotonic()
     network = find_network(options.network)
     generator = open_network(network, options.device)
-    if not generator.parts:
-        raise UserError(
-            f"{options.network} is a plain EG3D generator: it has no masks, and an edit needs one"
-        )
+    refuse_without_parts(generator, options.network)
     target = read_target(generator, options, say)
     camera = None if options.pose is None else camera_at(generator, *options.pose)
     make_folder(options.outdir)
@@ -98,13 +96,8 @@ def read_target(generator: Generator, options: PhotoOptions, say: Callable[[str]
             raise UserError(f"--mask is missing: nothing bundled reads {labels.name} masks off a picture")
         say("no --mask: the bundled reader makes one, which knows rendered portraits only")
         return Target(image, _read_off(image))
-    mask = read_mask(options.mask, labels)
-    if mask.shape[0] != mask.shape[1]:
-        raise UserError(
-            f"{options.mask} is {mask.shape[1]}x{mask.shape[0]}; masks are square, as the picture is"
-        )
-    mask = np.asarray(Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST))
-    return Target(image, torch.from_numpy(mask.astype(np.int64))[None].to(options.device))
+    mask = read_square_mask(options.mask, labels, side, say)
+    return Target(image, mask[None].to(options.device))
 
 
 def _read_image(path: Path, side: int) -> Tensor:

@@ -33,7 +33,7 @@ from training.editing.report import (
     versions,
 )
 from training.editing.settings import EditSettings
-from training.generator import Rendering
+from training.generator import Generator, Rendering
 from training.network_source import find_network
 from training.pictures import look, to_uint8, write_png
 from training.prior import PriorMemory, load_prior
@@ -88,11 +88,7 @@ class Source:
 def open_source(options: SourceOptions) -> Source:
     """Loads the network and renders the portrait."""
     generator = open_accelerated(options.network, options.device, options.acceleration)
-    if not generator.parts:
-        raise UserError(
-            f"{options.network} is a plain EG3D generator: it has no masks, and an edit needs one; "
-            "`python generate.py` renders it, and a MaTe3D generator can be edited"
-        )
+    refuse_without_parts(generator, options.network)
     if options.latent is None:
         ws = ws_of_latent(generator, latent_of_seed(generator, options.seed), options.truncation)
     else:
@@ -100,6 +96,15 @@ def open_source(options: SourceOptions) -> Source:
     scene = scene_of(generator, ws)
     camera = camera_at(generator, options.yaw, options.pitch)
     return Source(scene, camera, look(scene, camera, normals=True))
+
+
+def refuse_without_parts(generator: Generator, network: Path | str) -> None:
+    """A generator without masks cannot be edited."""
+    if not generator.parts:
+        raise UserError(
+            f"{network} is a plain EG3D generator: it has no masks, and an edit needs one; "
+            "`python generate.py` renders it, and a MaTe3D generator can be edited"
+        )
 
 
 def export_mask(options: SourceOptions, path: Path) -> Path:
@@ -154,15 +159,8 @@ def run_edit(source_options: SourceOptions, options: EditOptions, say: Say) -> R
 def read_request(source: Source, options: EditOptions, say: Say) -> EditRequest:
     """The mask file and the classes, checked against the portrait."""
     rendered = class_map(source.view)[0]
-    mask = read_mask(options.mask, source.labels)
-    side = rendered.shape[-1]
-    size = f"{options.mask} is {mask.shape[1]}x{mask.shape[0]}"
-    if mask.shape[0] != mask.shape[1]:
-        raise UserError(f"{size}; masks are square, {side}x{side} for this network")
-    if mask.shape[0] != side:
-        say(f"{size}: resized to {side}x{side} by nearest neighbours")
-        mask = np.asarray(Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST))
-    requested = torch.from_numpy(mask.astype(np.int64)).to(rendered.device)
+    mask = read_square_mask(options.mask, source.labels, rendered.shape[-1], say)
+    requested = mask.to(rendered.device)
     if options.classes:
         classes = tuple(sorted({source.labels.index(name) for name in options.classes}))
         if 0 in classes:
@@ -170,6 +168,18 @@ def read_request(source: Source, options: EditOptions, say: Say) -> EditRequest:
     else:
         classes = edited_classes(requested, rendered)
     return EditRequest(requested, rendered, source.camera, classes)
+
+
+def read_square_mask(path: Path, labels: LabelSet, side: int, say: Say) -> torch.Tensor:
+    """The classes (side, side) int64 of a square mask file of any size."""
+    mask = read_mask(path, labels)
+    size = f"{path} is {mask.shape[1]}x{mask.shape[0]}"
+    if mask.shape[0] != mask.shape[1]:
+        raise UserError(f"{size}; masks are square, {side}x{side} for this network")
+    if mask.shape[0] != side:
+        say(f"{size}: resized to {side}x{side} by nearest neighbours")
+        mask = np.asarray(Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST))
+    return torch.from_numpy(mask.astype(np.int64))
 
 
 def _load_clip(device: str) -> Embeddings:

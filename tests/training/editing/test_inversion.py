@@ -87,6 +87,7 @@ def test_tuned_generator_shows_the_picture_and_keeps_its_other_sides(generator: 
             ]
         return (depths[0] - depths[1]).abs().mean().item()
 
+    # both shares only tell a change that is there from one that is not, after 40 steps on a random network
     assert lacks(kept) < 0.8 * lacks(generator)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inversion, "_KEPT_DEPTH", 0.0)
