@@ -24,6 +24,12 @@ _FILE = click.Path(path_type=Path)
 @click.option("--outdir", type=_FILE, default=Path("out/invert"), help="Folder for the results.")
 @network_option
 @click.option(
+    "--encoder",
+    type=_FILE,
+    help="Reads a first latent off the picture.",
+    show_default="the network's, where it lies beside it",
+)
+@click.option(
     "--yaw", type=float, help="Where it was taken from: radians, 0 is frontal.", show_default="found"
 )
 @click.option("--pitch", type=float, help="The same, up and down.", show_default="found")
@@ -43,6 +49,7 @@ def main(
     mask: Path | None,
     outdir: Path,
     network: Path,
+    encoder: Path | None,
     yaw: float | None,
     pitch: float | None,
     steps: int,
@@ -65,6 +72,7 @@ def main(
             mask=mask,
             outdir=outdir,
             pose=None if yaw is None else (yaw, pitch),
+            encoder=encoder,
             settings=config_files.load(InversionSettings, chosen, overrides),
             device=choose_device(device),
             command=shlex.join(["python", *sys.argv]),

@@ -18,6 +18,7 @@ from invert import main
 from tests.tiny_generator import TINY_GENERATOR
 from training.generator import Generator
 from training.network_source import open_network
+from training.networks.encoder import Encoder, EncoderConfig
 
 LABELS = label_set("ffhq-mask")
 FAST = ("--steps", "3", "--tune", "2", "--set", "start_steps=2", "--device", "cpu")
@@ -109,3 +110,33 @@ def test_mistakes_cost_one_line(folder: Path, tmp_path: Path) -> None:
     Generator(replace(TINY_GENERATOR, labels="none")).save(tmp_path / "plain.safetensors")
     refused("plain EG3D", "--network", tmp_path / "plain.safetensors")
     assert open_network(folder / "network.safetensors").parts == LABELS.count
+
+
+def test_encoder_beside_the_network_is_used(folder: Path) -> None:
+    sizes = EncoderConfig(3 + LABELS.count, 8, TINY_GENERATOR.z_dim, 8, 8)
+    still = ("--mask", folder / "mask.png", "--yaw", 0, "--pitch", 0, "--tune", 0, "--set", "lr=1e-8")
+    beside = folder / "network-encoder.safetensors"
+    found = {}
+    for what in ("mean", "encoded"):
+        if what == "encoded":
+            Encoder(sizes).save(beside)
+        result = run(folder, *still, "--outdir", folder / what)
+        assert result.exit_code == 0, result.output
+        found[what] = np.load(folder / what / "latent.npz")["ws"]
+    beside.unlink()
+    assert np.abs(found["mean"] - found["encoded"]).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"in_channels": 9}, "reads 9 channels"),
+        ({"z_dim": 3}, "to 3 numbers"),
+        ({"resolution": 32}, "32 pixels"),
+    ],
+)
+def test_encoder_of_another_network_is_refused(folder: Path, change: dict, message: str) -> None:
+    sizes = EncoderConfig(3 + LABELS.count, 8, TINY_GENERATOR.z_dim, 8, 8)
+    Encoder(replace(sizes, **change)).save(folder / "other.safetensors")
+    result = run(folder, "--mask", folder / "mask.png", "--encoder", folder / "other.safetensors")
+    assert result.exit_code == 2 and message in result.output, result.output

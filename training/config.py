@@ -178,6 +178,8 @@ class WarmStartConfig:
     lr_encoder: float = 0.001
     encoder_kimg: float = 0.0  # only the encoder learns at first, latents that a trained generator knows
     dreams: float = 0.0  # weight, meanwhile, of what it reads in pictures of random latents
+    encoder: str = ""  # file of an encoder to begin with, such as the encoder.safetensors of a run
+    encoder_resolution: int = 0  # larger pictures are reduced to this side for it; 0: the generator's side
     encoder_width: int = (
         32  # channels of the encoder's first convolution; each doubles them, up to the maximum
     )

@@ -26,6 +26,7 @@ from training.config import TrainConfig
 from training.curves import Curves, CurveWriter
 from training.graphs import Recorder
 from training.growing import grow
+from training.networks.encoder import ENCODER_FILE, Encoder
 from training.phases import Context, Phase, SpherePhase, build_models, local_batch
 from training.schedules import crossed, moment
 from training.stopping import StopSignals
@@ -80,7 +81,7 @@ class Trainer:
         if resume is not None:
             self._resume(resume, fresh_judges)
         else:
-            self._enter_phase()
+            self._begin()
 
     def run(self, minutes: float | None = None) -> bool:
         """Trains until the last phase is finished (True), or until a signal or the time limit (False)."""
@@ -207,6 +208,8 @@ class Trainer:
             self.context.models.average.save(
                 snapshots.snapshot_path(self.outdir, total), {"images": total, "phase": self.phase.name}
             )
+            if self.context.models.encoder is not None:
+                self.context.models.encoder.save(self.outdir / ENCODER_FILE, {"images": total})
             snapshots.save_state(self.outdir, total, self.state_dict(states))
         distributed.barrier()
         return asdict(self.progress)
@@ -257,6 +260,15 @@ class Trainer:
             with _fitting(source):
                 grow(module, tensors)
         self.progress.phase = PHASES.index("sphere") + 1
+        self._begin()
+
+    def _begin(self) -> None:
+        """The first phase of a run that has no state yet."""
+        source, encoder = self.config.warm_start.encoder, self.context.models.encoder
+        if source and encoder is None:
+            raise UserError("warm_start.encoder is given, but neither warm_start.kimg nor keep uses one")
+        if source:
+            _take_encoder(encoder, Path(source), self.device)
         self._enter_phase()
 
     def _begin_adversaries(self, state: dict) -> None:
@@ -368,6 +380,21 @@ def train(
         return trainer
     finally:
         distributed.shutdown()
+
+
+def _take_encoder(encoder: Encoder, source: Path, device: torch.device) -> None:
+    """Weights of an encoder of the same sizes."""
+    given = Encoder.load(source, device)
+    differing = [
+        f"{name} {value} instead of {wanted}"
+        for (name, value), wanted in zip(
+            asdict(given.config).items(), asdict(encoder.config).values(), strict=True
+        )
+        if value != wanted
+    ]
+    if differing:
+        raise UserError(f"warm_start.encoder: {source} has {', '.join(differing)}")
+    encoder.load_state_dict(given.state_dict())
 
 
 def _load(module: torch.nn.Module, tensors: dict, path: Path) -> None:

@@ -23,7 +23,7 @@ from training.field import Field, sdf_gradient
 from training.generator import CAMERA_DIM, Generator
 from training.graphs import Recorder
 from training.networks.discriminator import DualDiscriminator
-from training.networks.encoder import Encoder
+from training.networks.encoder import Encoder, EncoderConfig
 from training.networks.unet import UNet
 from training.rendering.cameras import sample_cameras
 from training.rendering.renderer import RaySamples
@@ -78,11 +78,13 @@ def _build_encoder(config: TrainConfig) -> Encoder | None:
     if not warm_start.kimg and not warm_start.keep:
         return None
     return Encoder(
-        3 + sizes.parts,
-        sizes.resolution,
-        sizes.z_dim,
-        warm_start.encoder_width,
-        warm_start.encoder_width_max,
+        EncoderConfig(
+            in_channels=3 + sizes.parts,
+            resolution=warm_start.encoder_resolution or sizes.resolution,
+            z_dim=sizes.z_dim,
+            width=warm_start.encoder_width,
+            width_max=warm_start.encoder_width_max,
+        )
     )
 
 

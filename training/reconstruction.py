@@ -46,18 +46,14 @@ class Reconstruction:
 
     def encode(self, batch: Batch) -> Posterior:
         """Latents of N pictures with their masks."""
-        posterior = self._read(_picture(batch), batch.mask)
+        posterior = self.encoder.read(_picture(batch), batch.mask)
         self.moments.observe(posterior)
         return posterior
-
-    def _read(self, image: Tensor, mask: Tensor) -> Posterior:
-        """Latents of images (N, 3, H, H) in [-1, 1] with masks (N, H, H) of classes."""
-        return self.encoder(torch.cat([image, one_hot(mask, self.parts) * 2 - 1], dim=1))
 
     def dreamt_terms(self, z: Tensor, rendering: Rendering) -> list[Term]:
         """How unlikely the encoder finds the latents z (N, Z) of generated pictures, per number (in nats, but
         for a constant): the sleep phase of the wake-sleep algorithm (Hinton et al. 1995)."""
-        posterior = self._read(rendering.image.clamp(-1, 1), rendering.mask.argmax(1))
+        posterior = self.encoder.read(rendering.image.clamp(-1, 1), rendering.mask.argmax(1))
         scaled = (z - posterior.mean).square() * (-posterior.log_variance).exp()
         return [Term("fit/dreamt", self.config.dreams, (scaled + posterior.log_variance).mean() / 2)]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dnnlib.errors import UserError
-from training import loop, snapshots
+from training import loop, phases, snapshots
 from training.curves import read_curves
 from training.generator import Generator
 from training.loop import Trainer
@@ -174,3 +174,34 @@ def test_workers_see_the_same_pictures(tiny, tmp_path: Path):
         stream = trainer._batches()
         batches.append([next(stream).index.tolist() for _ in range(4)])
     assert batches[0] == batches[1]
+
+
+def test_training_begins_with_the_encoder_of_another_run(tiny, tmp_path: Path):
+    warm = ("warm_start.kimg=0.008", "warm_start.batch=4", "warm_start.encoder_resolution=8")
+    first = run(tiny(*warm), tmp_path / "first")
+    file = tmp_path / "first" / "encoder.safetensors"
+    second = Trainer(tiny(*warm, "seed=1", f"warm_start.encoder={file}"), tmp_path / "second", CPU)
+    learned, taken = (each.context.models.encoder.state_dict() for each in (first, second))
+    assert learned.keys() == taken.keys()
+    assert all(torch.equal(value, taken[name]) for name, value in learned.items())
+    # what a state holds has learned more than what its run began with
+    again = Trainer(tiny(*warm, f"warm_start.encoder={tmp_path / 'gone'}"), tmp_path, CPU, tmp_path / "first")
+    assert all(
+        torch.equal(value, learned[name]) for name, value in again.context.models.encoder.state_dict().items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("warm_start.kimg=1",), "has resolution 8 instead of 16"),
+        (("warm_start.kimg=1", "warm_start.encoder_resolution=8", "generator.z_dim=6"), "z_dim"),
+        ((), "neither warm_start.kimg nor keep"),
+    ],
+)
+def test_encoder_that_does_not_fit_is_refused(tiny, tmp_path: Path, overrides, message):
+    file = tmp_path / "encoder.safetensors"
+    config = tiny("warm_start.kimg=1", "warm_start.encoder_resolution=8")
+    phases.build_models(config, CPU).encoder.save(file)
+    with pytest.raises(UserError, match=message):
+        Trainer(tiny(*overrides, f"warm_start.encoder={file}"), tmp_path / "run", CPU)

@@ -8,7 +8,7 @@ from torch.nn import functional
 from datasets.masked_images import MaskedImages, collate
 from training.adversarial import AdversarialPhase
 from training.curves import Curves
-from training.networks.encoder import Encoder, Posterior
+from training.networks.encoder import Encoder, EncoderConfig, Posterior
 from training.networks.mapping import MappingNetwork
 from training.phases import Context, build_models
 from training.updates import FiniteGuard
@@ -21,7 +21,7 @@ Z = 6
 
 def stretched_encoder() -> Encoder:
     """Its latents differ in size, are correlated and off centre."""
-    encoder = Encoder(3, 8, Z, width=8, width_max=8)
+    encoder = Encoder(EncoderConfig(3, 8, Z, width=8, width_max=8))
     with torch.no_grad():
         encoder.head.weight.mul_(torch.logspace(-0.5, 1.5, 2 * Z)[:, None])
         encoder.head.weight[Z:] *= 0.01
@@ -61,7 +61,7 @@ def test_whitened_latents_have_the_moments_of_the_standard_normal():
 
 def test_directions_that_say_nothing_stay_apart_from_those_that_do():
     """Their total variances are alike, so that nothing but the noise tells them apart."""
-    encoder, pictures = Encoder(3, 8, Z, width=8, width_max=8), torch.randn(2000, 3, 8, 8)
+    encoder, pictures = Encoder(EncoderConfig(3, 8, Z, width=8, width_max=8)), torch.randn(2000, 3, 8, 8)
     said = Z // 2
     with torch.no_grad():
         encoder.head.weight[said:Z] *= 0.01  # a little, so that no axis is one of its own

@@ -1,9 +1,10 @@
 """A picture to a scene of a generator: its latent, its camera, and a generator tuned to it.
 
-First w is sought, one per layer, whose rendering looks like the picture and has its mask; where the camera is
-not known, yaw and pitch are sought with it, from several starting points. Then the generator itself is tuned
-while w stays (pivotal tuning, Roich et al. 2022), which brings what no latent can say. One picture says
-nothing of the head's other sides: there the tuned generator must keep the depth and the mask that it had.
+First w is sought, one per layer, whose rendering looks like the picture and has its mask, from the mean or
+from what an encoder reads in the picture; where the camera is not known, yaw and pitch are sought with it,
+from several starting points. Then the generator itself is tuned while w stays (pivotal tuning, Roich et al.
+2022), which brings what no latent can say. One picture says nothing of the head's other sides: there the
+tuned generator must keep the depth and the mask that it had.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from training.generator import Generator, Rendering, Want
+from training.networks.encoder import Encoder
 from training.reconstruction import image_terms, mask_loss, pixel_weights
 from training.scene import camera_at, device_of
 from training.schedules import warm_up_share
@@ -97,7 +99,7 @@ def fit(
     steps = settings.fit_steps if steps is None else steps
     count = len(target.image)
     mean = generator.mapping.w_avg.detach()
-    start = mean.expand(count, generator.synthesis.num_ws, -1) if ws is None else ws
+    start = start_ws(generator, target, None, camera) if ws is None else ws
     ws = start.detach().clone().requires_grad_(True)
     groups = [{"params": [ws], "lr": settings.lr}]
     if pose is not None:
@@ -141,13 +143,15 @@ def invert(
     camera: Tensor | None = None,
     settings: InversionSettings | None = None,
     progress: Progress = lambda stage, loss: None,
+    encoder: Encoder | None = None,
 ) -> Inversion:
-    """A picture as a scene. Without ``camera`` (1, 25) yaw and pitch are sought.
+    """A picture as a scene. Without ``camera`` (1, 25) yaw and pitch are sought; with an ``encoder`` of this
+    generator's latents w begins at what that reads.
 
     ``generator`` is left as it is: what is tuned is a copy.
     """
     settings = settings or InversionSettings()
-    start = None if camera is not None else _nearest_start(generator, target, settings, progress)
+    start = None if camera is not None else _nearest_start(generator, target, settings, progress, encoder)
     if start is not None and start.interrupted:
         found = start
     else:
@@ -156,7 +160,7 @@ def invert(
             target,
             camera=camera,
             pose=None if start is None else start.pose,
-            ws=None if start is None else start.ws,
+            ws=start_ws(generator, target, encoder, camera) if start is None else start.ws,
             settings=settings,
             balance=_BALANCE,
             progress=lambda loss: progress("fit", loss),
@@ -171,8 +175,22 @@ def invert(
     return Inversion(generator, found.ws, camera, pose, interrupted)
 
 
+@torch.no_grad()
+def start_ws(generator: Generator, target: Target, encoder: Encoder | None, camera: Tensor | None) -> Tensor:
+    """ws (N, num_ws, w_dim) to begin with: what the encoder reads in N pictures from ``camera`` (N, 25), or
+    the mean, for which no camera is needed."""
+    if encoder is None or camera is None:
+        mean = generator.mapping.w_avg.detach()
+        return mean.expand(len(target.image), generator.synthesis.num_ws, -1)
+    return generator.map(encoder.read(target.image, target.classes).mean, camera)
+
+
 def _nearest_start(
-    generator: Generator, target: Target, settings: InversionSettings, progress: Progress
+    generator: Generator,
+    target: Target,
+    settings: InversionSettings,
+    progress: Progress,
+    encoder: Encoder | None = None,
 ) -> Fitted:
     """Of several starting yaws, that from which the picture came out best."""
     classes = one_hot(target.classes, generator.parts)
@@ -182,6 +200,7 @@ def _nearest_start(
             generator,
             target,
             pose=torch.tensor([[yaw, 0.0]], device=device_of(generator)),
+            ws=start_ws(generator, target, encoder, camera_at(generator, yaw, 0.0)),
             settings=settings,
             steps=settings.start_steps,
             progress=lambda loss: progress("start", loss),

@@ -24,6 +24,7 @@ from training.editing.report import psnr, versions
 from training.editing.session import read_square_mask, refuse_without_parts
 from training.generator import Generator
 from training.network_source import find_network, open_network
+from training.networks.encoder import ENCODER_FILE, Encoder
 from training.pictures import look, sheet, sweep, tile, tile_side, to_uint8, write_png
 from training.scene import camera_at, class_map, scene_of
 
@@ -43,6 +44,7 @@ class PhotoOptions:
     mask: Path | None  # None: read off the picture by the bundled reader
     outdir: Path
     pose: tuple[float, float] | None  # yaw and pitch in radians; None: sought
+    encoder: Path | None = None  # None: the one beside the network, if there is one
     settings: InversionSettings = InversionSettings()
     device: str = "cpu"
     command: str = ""
@@ -67,6 +69,7 @@ def run_inversion(options: PhotoOptions, say: Callable[[str], None]) -> PhotoRep
     network = find_network(options.network)
     generator = open_network(network, options.device)
     refuse_without_parts(generator, options.network)
+    encoder = open_encoder(generator, network, options)
     target = read_target(generator, options, say)
     camera = None if options.pose is None else camera_at(generator, *options.pose)
     make_folder(options.outdir)
@@ -80,10 +83,34 @@ def run_inversion(options: PhotoOptions, say: Callable[[str], None]) -> PhotoRep
             bar.set_postfix(stage=stage, loss=f"{loss:.3f}", refresh=False)
             bar.update()
 
-        found = invert(generator, target, camera, settings, show)
+        found = invert(generator, target, camera, settings, show, encoder)
     if found.interrupted:
         say("stopped early: writing what there is")
     return _write(generator, found, target, options, network, time.monotonic() - started)
+
+
+def open_encoder(generator: Generator, network: Path, options: PhotoOptions) -> Encoder | None:
+    """The encoder that was asked for, or the one that training left beside the network; None where there is
+    none."""
+    path = options.encoder
+    if path is None:
+        names = (f"{network.stem}-encoder.safetensors", ENCODER_FILE)
+        path = next((file for file in map(network.with_name, names) if file.is_file()), None)
+    if path is None:
+        return None
+    encoder = Encoder.load(path, options.device).eval().requires_grad_(False)
+    channels, sizes = 3 + generator.parts, generator.config
+    if (encoder.config.in_channels, encoder.config.z_dim) != (channels, sizes.z_dim):
+        raise UserError(
+            f"--encoder: {path} reads {encoder.config.in_channels} channels to {encoder.config.z_dim} "
+            f"numbers, the network wants {channels} to {sizes.z_dim}"
+        )
+    if encoder.config.resolution > sizes.resolution:
+        raise UserError(
+            f"--encoder: {path} wants pictures of {encoder.config.resolution} pixels, the network's have "
+            f"{sizes.resolution}"
+        )
+    return encoder
 
 
 def read_target(generator: Generator, options: PhotoOptions, say: Callable[[str], None]) -> Target:

@@ -10,6 +10,7 @@ import torch
 from training.editing import inversion
 from training.editing.inversion import InversionSettings, Target, fit, invert, likeness, tune
 from training.generator import Generator, Want
+from training.networks.encoder import Encoder, EncoderConfig
 from training.scene import camera_at, latent_of_seed, ws_of_latent
 from training.views import one_hot
 
@@ -111,3 +112,18 @@ def test_ctrl_c_leaves_what_there_is(generator: Generator, stage: str) -> None:
     assert done.count(stage) == 1 and done[-1] == stage
     assert found.ws.isfinite().all() and found.pose is not None
     assert (found.generator is generator) == (stage != "tune")
+
+
+def test_w_begins_at_what_the_encoder_reads(generator: Generator) -> None:
+    target = picture_of(generator, 1, 0.3, 0.0)
+    encoder = Encoder(EncoderConfig(3 + generator.parts, 8, generator.config.z_dim, 8, 8))
+    still = InversionSettings(starts=(0.3,), start_steps=1, fit_steps=1, tune_steps=0, lr=1e-8, lr_pose=1e-8)
+    with torch.no_grad():
+        z = encoder.read(target.image, target.classes).mean
+        wanted = generator.map(z, camera_at(generator, 0.3, 0.0))
+        mean = generator.mapping.w_avg.expand_as(wanted)
+    assert (wanted - mean).abs().max() > 0.01
+    for camera in (None, camera_at(generator, 0.3, 0.0)):
+        found = invert(generator, target, camera, still, encoder=encoder)
+        torch.testing.assert_close(found.ws, wanted, atol=1e-6, rtol=0)  # one or two steps of 1e-8
+        torch.testing.assert_close(invert(generator, target, camera, still).ws, mean, atol=1e-6, rtol=0)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.networks.encoder import Encoder, Posterior
+from dnnlib.errors import UserError
+from training.network_source import BUNDLED
+from training.networks.encoder import Encoder, EncoderConfig, Posterior
 
 
 def test_divergence_is_that_of_torch_distributions():
@@ -27,10 +29,32 @@ def test_samples_have_the_posterior_s_moments():
 
 @pytest.mark.parametrize("resolution", [4, 16, 64])
 def test_encoder_takes_any_side_and_passes_gradients(resolution):
-    encoder = Encoder(5, resolution, z_dim=6, width=8, width_max=16)
+    encoder = Encoder(EncoderConfig(5, resolution, z_dim=6, width=8, width_max=16))
     pictures = torch.randn(2, 5, resolution, resolution, requires_grad=True)
     posterior = encoder(pictures)
     assert posterior.mean.shape == posterior.log_variance.shape == (2, 6)
     posterior.sample().sum().backward()
     assert pictures.grad.abs().sum() > 0
     assert all(p.grad is not None for p in encoder.parameters())
+
+
+def test_larger_pictures_are_reduced():
+    encoder = Encoder(EncoderConfig(5, 16, z_dim=6, width=8, width_max=16))
+    small = torch.randn(2, 5, 16, 16)
+    large = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    large = large.requires_grad_(True)
+    reduced = torch.nn.functional.interpolate(large, (16, 16), mode="bilinear", antialias=True)
+    torch.testing.assert_close(encoder(large).mean, encoder(reduced).mean)
+    encoder(large).mean.sum().backward()
+    assert large.grad.abs().sum() > 0
+
+
+def test_saved_encoder_is_read_whole_and_other_files_are_refused(tmp_path):
+    encoder = Encoder(EncoderConfig(5, 16, z_dim=6, width=8, width_max=16))
+    encoder.save(tmp_path / "encoder.safetensors", {"images": 3})
+    again = Encoder.load(tmp_path / "encoder.safetensors")
+    assert again.config == encoder.config
+    pictures = torch.randn(2, 5, 16, 16)
+    assert torch.equal(again(pictures).mean, encoder(pictures).mean)
+    with pytest.raises(UserError, match="is no encoder"):
+        Encoder.load(BUNDLED)
