@@ -5,6 +5,7 @@ Or only a mask ControlNet for a diffusion model that exists: `--controlnet-only 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -14,7 +15,7 @@ from dnnlib.errors import UserError, user_errors
 from torch_utils.device import choose_device
 from training.prior.config import ControlNetConfig, PriorConfig
 from training.prior.controlnet import train_controlnet
-from training.prior.loop import CONFIG_FILE
+from training.prior.loop import CONFIG_FILE, Stopped
 from training.prior.models import PRIOR_FILE
 from training.prior.train import train_prior
 
@@ -99,8 +100,8 @@ def main(
         config = config_files.load(
             ControlNetConfig, config_path or {}, [*_given({**options, "masks": masks}), *overrides]
         )
-        folder = train_controlnet(config, base, outdir, resume, choose_device(device))
-        click.echo(f"ControlNet: {folder}")
+        chosen = choose_device(device)
+        _run("ControlNet", outdir, lambda: train_controlnet(config, base, outdir, resume, chosen))
         return
     options["autoencoder.optimiser.kimg"] = 0.0 if base and vae_kimg is None else vae_kimg
     config = config_files.load(PriorConfig, config_path or {}, [*_given(options), *overrides])
@@ -108,8 +109,16 @@ def main(
         raise UserError(
             f"--base {base}: no small prior, there is no {PRIOR_FILE}; --controlnet-only takes others"
         )
-    folder = train_prior(config, outdir, resume, Path(base) if base else None, choose_device(device))
-    click.echo(f"prior: {folder}")
+    start = Path(base) if base else None
+    _run("prior", outdir, lambda: train_prior(config, outdir, resume, start, choose_device(device)))
+
+
+def _run(what: str, outdir: Path, train: Callable[[], Path]) -> None:
+    """Trains, and says where the result is or how to go on."""
+    try:
+        click.echo(f"{what}: {train()}")
+    except Stopped:
+        click.echo(f"stopped; go on with the same command and --resume {outdir}")
 
 
 def _given(options: dict[str, object]) -> list[str]:

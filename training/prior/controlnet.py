@@ -29,7 +29,15 @@ from training.prior.config import ControlNetConfig
 from training.prior.diffusion import coarsened, controlled, snr_weights
 from training.prior.grids import GUIDANCE, save_grid, to_tile
 from training.prior.load import load_prior
-from training.prior.loop import CONFIG_FILE, Curves, Progress, StageTrainer, read_state, save_state
+from training.prior.loop import (
+    CONFIG_FILE,
+    Curves,
+    Progress,
+    StageTrainer,
+    read_state,
+    refuse_other_run,
+    save_state,
+)
 from training.prior.prior import Prior
 from training.schedules import crossed
 
@@ -104,6 +112,7 @@ class ControlNetTraining:
     ) -> None:
         if not config.data:
             raise UserError("no pictures to learn from: give --data with images/, masks/ and dataset.json")
+        refuse_other_run(outdir, resume)
         self.config = config
         self.base = base
         self.outdir = outdir
@@ -149,7 +158,8 @@ class ControlNetTraining:
         batch = self.trainer.config.batch
         if crossed(progress.images - batch, progress.images, self.config.image_kimg) and not progress.done:
             self._write_grid(f"{progress.kimg:06.1f}kimg")
-        if crossed(progress.images - batch, progress.images, self.config.snapshot_kimg) or progress.done:
+        due = crossed(progress.images - batch, progress.images, self.config.snapshot_kimg)
+        if due or progress.done or self.trainer.stopping:
             save_state(self.outdir, {"stage": NAME, "trainer": self.trainer.state()})
 
     def _facts(self) -> dict[str, Any]:

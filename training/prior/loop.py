@@ -17,12 +17,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dnnlib.errors import UserError
+from dnnlib.files import atomic_path, finite
 from torch_utils import checkpoint
+from training.curves import read_curves
 from training.prior.config import OptimiserConfig
+from training.stopping import StopSignals
 
 STATE_FILE = "state.safetensors"
 CONFIG_FILE = "config.json"
 MAX_NONFINITE = 10  # steps in a row whose gradient is not finite
+
+
+class Stopped(Exception):
+    """A run was asked to end before its end (Ctrl-C, SIGTERM), and its state is saved."""
 
 
 class Stage(Protocol):
@@ -37,10 +44,19 @@ class Curves:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def rewind(self, stage: str, kimg: float) -> None:
+        """Drops the lines from after ``stage`` had seen so many pictures, where a run goes on there."""
+        lines = read_curves(self.path)
+        later = [n for n, line in enumerate(lines) if line.get("stage") == stage and line["kimg"] > kimg]
+        if later:
+            with atomic_path(self.path) as temporary:
+                kept = "".join(json.dumps(line) + "\n" for line in lines[: later[0]])
+                temporary.write_text(kept, encoding="utf-8")
+
     def write(self, **values: Any) -> None:
         rounded = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(rounded) + "\n")
+            file.write(json.dumps(finite(rounded)) + "\n")
 
 
 @dataclass
@@ -82,6 +98,7 @@ class StageTrainer:
             fused=True,
         )
         self.progress = Progress()
+        self.stopping = False  # asked to end after the step in hand
         self._nonfinite = 0
 
     def state(self) -> dict[str, Any]:
@@ -104,12 +121,17 @@ class StageTrainer:
     def train(
         self, stage: Stage, curves: Curves, log_kimg: float, on_step: Callable[[Progress], None]
     ) -> None:
-        """Run to the end of the stage, by pictures or by time; ``on_step`` sees the progress of each step."""
+        """Run to the end of the stage, by pictures or by time; ``on_step`` sees the progress of each step.
+
+        Raises :class:`Stopped` after a signal; that step's ``on_step`` has to save (:attr:`stopping`).
+        """
         total = round(self.config.kimg * 1000)
         progress = self.progress
         sums: dict[str, list[float]] = {}
         started = time.monotonic() - progress.seconds
-        with tqdm(total=total, initial=progress.images, desc=self.name, unit="img") as bar:
+        curves.rewind(self.name, progress.kimg)
+        bar = tqdm(total=total, initial=progress.images, desc=self.name, unit="img")
+        with StopSignals(None, torch.device("cpu")) as stop, bar:
             while not progress.done:
                 values = self._step(stage)
                 progress.step += 1
@@ -128,7 +150,10 @@ class StageTrainer:
                     sums.clear()
                 bar.update(self.config.batch)
                 paused = time.monotonic()
+                self.stopping = stop.asked() and not progress.done
                 on_step(progress)
+                if self.stopping:
+                    raise Stopped
                 started += time.monotonic() - paused  # pictures and snapshots are not training time
 
     def fraction(self) -> float:
@@ -168,6 +193,15 @@ class StageTrainer:
         half_life = min(self.config.ema_kimg * 1000, seen / 10)
         weight = 1 - 0.5 ** (self.config.batch / max(half_life, 1e-8))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.live.parameters()), weight)
+
+
+def refuse_other_run(outdir: Path, resume: Path | None) -> None:
+    """Raises UserError if the folder holds another run than the one to resume: it would be overwritten."""
+    state = outdir / STATE_FILE
+    if state.exists() and (resume is None or (resume if resume.is_dir() else resume.parent) != outdir):
+        raise UserError(
+            f"{outdir} holds a run already: go on with --resume {outdir}, or give another --outdir"
+        )
 
 
 def save_state(outdir: Path, state: dict[str, Any]) -> None:

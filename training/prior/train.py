@@ -22,7 +22,15 @@ from training.prior.data import PriorData, read_data
 from training.prior.diffusion import DiffusionStage, encode_all
 from training.prior.grids import grid_indices, prompt_grid, reconstruction_grid, sample_grid
 from training.prior.load import load_prior
-from training.prior.loop import CONFIG_FILE, Curves, Progress, StageTrainer, read_state, save_state
+from training.prior.loop import (
+    CONFIG_FILE,
+    Curves,
+    Progress,
+    StageTrainer,
+    read_state,
+    refuse_other_run,
+    save_state,
+)
 from training.prior.models import PRIOR_FILE, PriorParts, build_parts, save_parts, words_of
 from training.prior.prior import prior_of
 from training.schedules import crossed
@@ -49,6 +57,7 @@ class PriorTraining:
         self.base = base
         self.outdir = outdir
         self.labels = label_set(config.labels)
+        refuse_other_run(outdir, resume)
         self.resumed = read_state(resume) if resume else None
         self.data: PriorData = read_data(config).to(device)
         words = words_of([*self.data.captions, *chain.from_iterable(self.data.retold)])
@@ -178,7 +187,8 @@ class PriorTraining:
                 and not progress.done
             ):
                 picture(f"{progress.kimg:06.1f}kimg")
-            if crossed(progress.images - batch, progress.images, self.config.snapshot_kimg) or progress.done:
+            due = crossed(progress.images - batch, progress.images, self.config.snapshot_kimg)
+            if due or progress.done or trainer.stopping:
                 self._save_state(trainer, extra)
 
         return on_step

@@ -1,11 +1,14 @@
 import json
+import os
+import signal
 
 import pytest
 import torch
 
 from dnnlib.errors import UserError
+from training.curves import read_curves
 from training.prior.config import OptimiserConfig
-from training.prior.loop import Curves, StageTrainer, step_generator
+from training.prior.loop import Curves, StageTrainer, Stopped, refuse_other_run, save_state, step_generator
 
 
 class Line:
@@ -59,6 +62,42 @@ def test_resumed_equals_uninterrupted(tmp_path):
     assert second.progress.step == whole.progress.step
     assert torch.equal(second.live["line"].weight, whole.live["line"].weight)
     assert torch.equal(second.average["line"].weight, whole.average["line"].weight)
+
+
+def test_a_signal_ends_the_run_with_its_state(tmp_path):
+    trainer, curves, saved = make_trainer(), Curves(tmp_path / "c.jsonl"), []
+
+    def on_step(progress):
+        if progress.step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if trainer.stopping:
+            saved.append(progress.step)
+
+    with pytest.raises(Stopped):
+        trainer.train(Line(), curves, 0.004, on_step)
+    assert saved == [6] and not trainer.progress.done
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_curves_go_on_where_the_state_does(tmp_path):
+    curves = Curves(tmp_path / "c.jsonl")
+    for stage, kimg in (("a", 1.0), ("line", 0.1), ("line", 0.2), ("line", 0.3), ("z", 0.1)):
+        curves.write(stage=stage, kimg=kimg)
+    curves.rewind("line", 0.2)
+    assert [(line["stage"], line["kimg"]) for line in read_curves(curves.path)] == [
+        ("a", 1.0),
+        ("line", 0.1),
+        ("line", 0.2),
+    ]
+
+
+def test_folder_of_another_run_is_refused(tmp_path):
+    save_state(tmp_path, {"stage": "line"})
+    refuse_other_run(tmp_path, tmp_path)
+    refuse_other_run(tmp_path / "new", tmp_path)
+    for resume in (None, tmp_path / "elsewhere" / "state.safetensors"):
+        with pytest.raises(UserError, match="holds a run already"):
+            refuse_other_run(tmp_path, resume)
 
 
 def test_time_limit_ends_the_stage(tmp_path):
