@@ -119,7 +119,9 @@ def picture_row(generator: Generator) -> list[np.ndarray]:
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="A portrait set.")
 @click.option("--cfg", default="portraits-64")
 @click.option("--outdir", type=click.Path(path_type=Path), default=Path("runs/ablations"))
-@click.option("--warm-kimg", type=click.FloatRange(min=0), default=3.0, help="Of warm start, each run.")
+@click.option(
+    "--warm-kimg", type=click.FloatRange(min=0, min_open=True), default=3.0, help="Of warm start, each run."
+)
 @click.option("--kimg", type=click.FloatRange(min=0), default=1.5, help="Of adversarial training after it.")
 @click.option("--only", help="Some runs, by the names of their folders, as full,no-sphere-start.")
 @user_errors

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dnnlib.files import atomic_path
+from dnnlib.files import atomic_path, finite
 
 try:  # a convenience: training works without it
     from torch.utils.tensorboard import SummaryWriter
@@ -56,7 +56,7 @@ class CurveWriter:
     def write(self, images: int, values: dict[str, float | int | str]) -> None:
         """One line, at a number of images."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"images": images, **values}) + "\n")
+            file.write(json.dumps({"images": images, **finite(values)}) + "\n")
         if self._board is not None:
             for name, value in values.items():
                 if not isinstance(value, str):

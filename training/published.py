@@ -44,6 +44,7 @@ _EXPECTED = {
     "superresolution_noise_mode": "none",
     "white_back": False,
     "density_noise": 0,
+    "sr_antialias": True,
 }
 _MASK_SHARPNESS = 20
 _MAPPING_RATE = 0.01
@@ -98,6 +99,10 @@ def _load(path: Path) -> Generator:
     tensors = {name: _read(path, name, tensor) for name, tensor in stored.items()}
     if plain:
         tensors = _with_two_heads(tensors, _rate(module))
+    elif _rate(module) != 1:
+        raise UserError(
+            f"{path} scales its decoder by decoder_lr_mul {_rate(module):g}; with parts only 1 is implemented"
+        )
     _scale_condition(tensors, module)
     config = infer_config(path, module, tensors)
     with torch.device("meta"):  # shapes first, memory when they fit

@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch_utils import extension
 
 MARCHING = ("published", "sigma")
+CUDA_SAMPLES = 1024  # the most on a ray that the CUDA kernel has room for
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def march_rays(
         and all(x.dtype == density.dtype for x in given)
         and depth.shape == density.shape
         and not (depth.requires_grad and torch.is_grad_enabled())
+        and (impl == "native" or density.device.type != "cuda" or density.shape[-1] <= CUDA_SAMPLES)
     )
     if not supported or not extension.use_native("march_rays", impl, density.device, values.numel()):
         return _reference(density, depth, values, part_sdf, normals, marching, sharpness)

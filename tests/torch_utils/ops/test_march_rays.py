@@ -316,3 +316,11 @@ def test_kernel_refuses_what_it_has_no_room_for():
     depth, (density, values, *_) = rays(2, 1025, device="cuda")
     with pytest.raises(RuntimeError, match="more than 1024 samples"):
         march_rays(density, depth, values, marching="sigma", impl="native")
+
+
+@pytest.mark.cuda
+def test_auto_takes_the_reference_where_the_kernel_has_no_room():
+    depth, (density, values, *_) = rays(2, 1025, device="cuda")
+    found = march_rays(density, depth, values, marching="sigma")
+    expected = march_rays(density, depth, values, marching="sigma", impl="reference")
+    assert torch.equal(found.values, expected.values)
