@@ -18,7 +18,9 @@ from training import launch
 @click.option("--data", help="Folder or zip of images with dataset.json, or a portrait-set folder.")
 @click.option("--masks", help="Folder or zip of masks with the images' stems; a portrait set has its own.")
 @click.option(
-    "--outdir", type=click.Path(path_type=Path), help="Where results go. [default: runs/CFG, or --resume]"
+    "--outdir",
+    type=click.Path(path_type=Path),
+    help="Where results go. [default: runs/CFG, or the run that --resume names]",
 )
 @click.option("--kimg", type=float, help="Length of the adversarial phase, thousand images.")
 @click.option("--batch", type=int, help="Images per step over all processes.")

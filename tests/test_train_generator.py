@@ -116,3 +116,19 @@ def test_run_goes_on_from_its_folder_alone(tmp_path: Path, pictures: Path):
     saved = yaml.safe_load((out / "config.yaml").read_text())
     assert saved["augment"]["mode"] == "ada"
     assert call("--cfg", out / "config.yaml", "--dry-run").exit_code == 0
+
+
+def test_a_run_from_a_generator_has_a_folder_of_its_own(tmp_path: Path, pictures: Path, monkeypatch):
+    first = tmp_path / "first"
+    assert call("--cfg", tiny_file(tmp_path), "--data", pictures, "--outdir", first).exit_code == 0
+    before = {path.name: path.read_bytes() for path in first.iterdir() if path.is_file()}
+    generator = first / "network-snapshot-000000.safetensors"
+    monkeypatch.chdir(tmp_path)
+    result = call("--cfg", tiny_file(tmp_path), "--data", pictures, "--resume", generator)
+    assert result.exit_code == 0, result.output
+    assert "results are in runs/tiny" in result.output
+    result = call("--data", pictures, "--resume", generator)  # the configuration that lies beside it
+    assert result.exit_code == 2 and "give its --outdir" in result.output
+    result = call("--cfg", tiny_file(tmp_path), "--data", pictures, "--resume", generator, "--outdir", first)
+    assert result.exit_code == 2 and "holds a run already" in result.output
+    assert before == {path.name: path.read_bytes() for path in first.iterdir() if path.is_file()}

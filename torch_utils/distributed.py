@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from dnnlib.errors import UserError
+
+_PATIENCE = timedelta(hours=1)  # for a process that scores or writes alone: nccl's own is ten minutes
 
 
 def init(device: str | torch.device | None = None) -> torch.device:
@@ -30,7 +33,7 @@ def init(device: str | torch.device | None = None) -> torch.device:
         kind = torch.device("cuda", local_rank if kind.index is None else kind.index)
         torch.cuda.set_device(kind)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if kind.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if kind.type == "cuda" else "gloo", timeout=_PATIENCE)
     return kind
 
 
@@ -53,12 +56,6 @@ def world_size() -> int:
 def is_main() -> bool:
     """Whether this is the process that prints and writes files."""
     return rank() == 0
-
-
-def collective_device() -> torch.device:
-    """Where a tensor must be for the group's operations: the current CUDA device with nccl, else the CPU."""
-    nccl = dist.is_initialized() and dist.get_backend() == "nccl"
-    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
 
 def barrier() -> None:

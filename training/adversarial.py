@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from datasets.masked_images import Batch
+from dnnlib.errors import UserError
 from training import augment, losses, recompute
 from training.config import TrainConfig
 from training.generator import Want
@@ -55,6 +56,19 @@ def draw_scenes(z_dim: int, camera: Tensor, swap_probability: float) -> Scenes:
     return Scenes(z, camera, torch.where(swapped, camera.roll(1, 0), camera))
 
 
+def _check_kept(keep: float, local: int, per_pass: int) -> None:
+    """Every pass of every process reconstructs the same share of its pictures: less or more in some would be
+    another share of the batch."""
+    for part, _ in passes(local, per_pass):
+        count = part.stop - part.start
+        if abs(keep * count - round(keep * count)) > 1e-6:
+            raise UserError(
+                f"warm_start.keep={keep:g} of the {count} pictures that a process takes at a time is "
+                f"{keep * count:g}: change it, the batch, batch_per_pass or the number of processes, so that "
+                "it is a whole number"
+            )
+
+
 class AdversarialPhase:
     """See the module. Losses by name and weight: :class:`training.config.LossConfig`."""
 
@@ -70,6 +84,8 @@ class AdversarialPhase:
         self.steps = 0
         self.strength = augment.Strength(config.augment, context.device)
         self.reconstruction = Reconstruction(context) if config.warm_start.keep else None
+        if self.reconstruction:
+            _check_kept(config.warm_start.keep, self.local, config.batch_per_pass)
         self.parsing = Parsing(context) if config.loss.mask_parsing else None
         self.extras = self.reconstruction.extras if self.reconstruction else ()
         self.deterministic = False  # no random ray samples and noise: for tests that compare batches
@@ -193,7 +209,7 @@ class AdversarialPhase:
         generator = models.generator
         z, posterior = scenes.z, None
         if self.reconstruction:
-            kept = batch[: max(1, round(warm_start.keep * len(batch)))]
+            kept = batch[: round(warm_start.keep * len(batch))]
             posterior = self.reconstruction.encode(kept)
             z = torch.cat([posterior.sample(), z[len(kept) :]])
         ws = generator.map(z, scenes.conditioning, update_average=True)

@@ -153,7 +153,7 @@ class ScheduleConfig:
     )
     raw_resolution: int = 64  # side of the volume rendering at the start
     raw_resolution_final: int = 128
-    raw_switch_kimg: float = 25000.0  # when it changes; blended over raw_fade_kimg
+    raw_switch_kimg: float = 22500.0  # when it changes; blended over raw_fade_kimg
     raw_fade_kimg: float = 1000.0
 
 

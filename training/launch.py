@@ -11,7 +11,7 @@ import yaml
 from datasets.portraits import BUNDLED
 from dnnlib import config as config_files
 from dnnlib.errors import UserError, did_you_mean
-from training import loop, summary
+from training import loop, snapshots, summary
 from training.config import TrainConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -58,8 +58,18 @@ def resolve(
     given = [f"{_FIELDS[name]}={value}" for name, value in options.items() if value is not None]
     config = config_files.load(TrainConfig, source, [*given, *overrides])
     if outdir is None:
-        outdir = _folder(resume) if resume is not None else Path("runs") / source.stem
+        outdir = _default_outdir(cfg, source, resume)
     return Run(config, outdir, resume, fresh_judges)
+
+
+def _default_outdir(cfg: str | None, source: Path, resume: Path | None) -> Path:
+    """The folder of the run that goes on. A generator alone begins a new one, which must not mix with what
+    lies beside that file."""
+    if resume is None or (cfg is not None and snapshots.is_generator(resume)):
+        return Path("runs") / source.stem
+    if snapshots.is_generator(resume):
+        raise UserError(f"--resume {resume} is a generator, which a new run begins with: give its --outdir")
+    return _folder(resume)
 
 
 def dry_run(run: Run) -> str:
@@ -78,7 +88,9 @@ def start(run: Run, *, minutes: float | None = None) -> bool:
             f"({config.generator.labels} masks of the same stems), see docs/data.md; to try it on 64 bundled "
             f"portraits: {TRY}"
         )
-    if run.resume is None and run.outdir.is_dir() and any(run.outdir.glob("training-state-*.safetensors")):
+    goes_on = run.resume is not None and not snapshots.is_generator(run.resume)
+    goes_on = goes_on and _folder(run.resume).resolve() == run.outdir.resolve()
+    if not goes_on and run.outdir.is_dir() and snapshots.find_states(run.outdir):
         raise UserError(
             f"{run.outdir} holds a run already: go on with --resume {run.outdir}, or give another --outdir"
         )

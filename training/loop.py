@@ -19,11 +19,11 @@ from dnnlib import config as config_files
 from dnnlib.errors import UserError
 from dnnlib.files import make_folder
 from torch_utils import checkpoint, distributed
-from training import generator as generators
 from training import snapshots
 from training.adversarial import AdversarialPhase
 from training.config import TrainConfig
 from training.curves import Curves, CurveWriter
+from training.generator import Generator
 from training.graphs import Recorder
 from training.growing import grow
 from training.networks.encoder import ENCODER_FILE, Encoder
@@ -81,13 +81,16 @@ class Trainer:
         if resume is not None:
             self._resume(resume, fresh_judges)
         else:
-            self._begin()
+            self._take_encoder()
+            self._enter_phase()
 
     def run(self, minutes: float | None = None) -> bool:
         """Trains until the last phase is finished (True), or until a signal or the time limit (False)."""
         main = distributed.is_main()
         if main:
             make_folder(self.outdir)
+            if aside := snapshots.set_aside(self.outdir, self.progress.total):
+                print(f"what this run had written after {self.progress.total} images is now in {aside}")
             config_files.save(self.config, self.outdir / CONFIG_FILE)
         self.writer = CurveWriter(self.outdir, self.progress.total) if main else None
         self._scores = self._open_scores() if main and self.config.metrics_kimg else None
@@ -193,12 +196,13 @@ class Trainer:
             path = self.outdir / f"grid-{self.progress.total // 1000:06d}.png"
             snapshots.write_grid(path, self.context.models.average, self.scenes)
 
-    def _open_scores(self) -> Callable[[generators.Generator], dict[str, float]]:
+    def _open_scores(self) -> Callable[[Generator], dict[str, float]]:
         """What ``evaluate.py quality`` says of a generator. What it lacks, it says before the run begins."""
         # its packages take longer to import than all others together, and few runs want it
         from training.metrics.evaluation import TrainingScores
 
-        return TrainingScores(self.config)
+        with torch.random.fork_rng():  # its networks are drawn before they are read
+            return TrainingScores(self.config, self.device)
 
     def save(self) -> dict:
         """Writes the generator and the state to resume from; returns the progress that they stand for."""
@@ -226,7 +230,7 @@ class Trainer:
         }
 
     def _resume(self, source: Path, fresh_judges: bool) -> None:
-        if source.is_file() and checkpoint.load_meta(source).get("format") == generators.FORMAT:
+        if snapshots.is_generator(source):
             if fresh_judges:
                 raise UserError(f"--fresh-judges: {source} is a generator alone, whose judges are new anyway")
             self._start_from(source)
@@ -234,9 +238,11 @@ class Trainer:
         state, path = snapshots.load_state(source, self.device)
         self.progress = Progress(**state["progress"])
         self.context.guard.count = state["nonfinite"]
+        if "encoder" not in state["models"]:
+            self._take_encoder()
         for name, module in self.context.models.named().items():
-            if name == "parser" and name not in state["models"]:
-                continue  # the loss is new to this run: its parser starts untrained
+            if name in ("parser", "encoder") and name not in state["models"]:
+                continue  # the losses that it is for are new to this run: it starts as in a new one
             if not (fresh_judges and name in JUDGES):
                 _load(module, state["models"][name], path)
         if fresh_judges:
@@ -259,17 +265,17 @@ class Trainer:
         for module in (self.context.models.generator, self.context.models.average):
             with _fitting(source):
                 grow(module, tensors)
+        self._take_encoder()
         self.progress.phase = PHASES.index("sphere") + 1
-        self._begin()
+        self._enter_phase()
 
-    def _begin(self) -> None:
-        """The first phase of a run that has no state yet."""
+    def _take_encoder(self) -> None:
+        """The encoder that the configuration begins with, where the run has none of its own yet."""
         source, encoder = self.config.warm_start.encoder, self.context.models.encoder
         if source and encoder is None:
             raise UserError("warm_start.encoder is given, but neither warm_start.kimg nor keep uses one")
         if source:
             _take_encoder(encoder, Path(source), self.device)
-        self._enter_phase()
 
     def _begin_adversaries(self, state: dict) -> None:
         """The adversarial phase from its first image on, of the averaged generator, with new discriminators

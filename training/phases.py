@@ -7,7 +7,7 @@ pictures, writes curves, grids and snapshots, and stores and restores its state.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -24,6 +24,7 @@ from training.generator import CAMERA_DIM, Generator
 from training.graphs import Recorder
 from training.networks.discriminator import DualDiscriminator
 from training.networks.encoder import Encoder, EncoderConfig
+from training.networks.synthesis import FP16_CLAMP
 from training.networks.unet import UNet
 from training.rendering.cameras import sample_cameras
 from training.rendering.renderer import RaySamples
@@ -50,7 +51,10 @@ class Models:
 def build_models(config: TrainConfig, device: torch.device) -> Models:
     """Networks of the configured sizes, the same in every process; float16 only where CUDA runs it."""
     fp16_blocks = _FP16_BLOCKS if config.mixed_precision and device.type == "cuda" else 0
-    generator = Generator(config.generator, fp16=fp16_blocks > 0).requires_grad_(True)
+    generator_config = config.generator
+    if fp16_blocks and generator_config.sr_clamp is None:  # what is saved computes what was trained
+        generator_config = replace(generator_config, sr_clamp=FP16_CLAMP)
+    generator = Generator(generator_config, fp16=fp16_blocks > 0).requires_grad_(True)
     sizes = config.discriminator
     discriminators = [
         DualDiscriminator(
@@ -64,7 +68,7 @@ def build_models(config: TrainConfig, device: torch.device) -> Models:
         )
         for channels in (3, 3 + config.generator.parts)
     ]
-    average = Generator(config.generator).requires_grad_(False).eval()
+    average = Generator(generator_config).requires_grad_(False).eval()
     models = Models(generator, average, *discriminators, _build_encoder(config), _build_parser(config))
     average.load_state_dict(generator.state_dict())
     for module in models.named().values():

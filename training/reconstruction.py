@@ -69,9 +69,11 @@ class Reconstruction:
         return {"moments": self.moments.state_dict(), "encoder_optimiser": self.updater.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Of the phase's state; one that was saved before moments were kept has none."""
+        """Of the phase's state; one of a run without reconstructions, or from before moments were kept, has
+        none, and they begin here."""
         self.moments.load_state_dict(state.get("moments", {}))
-        self.updater.load_state_dict(state["encoder_optimiser"])
+        if "encoder_optimiser" in state:
+            self.updater.load_state_dict(state["encoder_optimiser"])
 
     def aggregate_terms(self, posterior: Posterior) -> list[Term]:
         """How far all latents together are from the standard normal. For a generator that is shown random

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import re
@@ -18,6 +19,7 @@ from datasets.labels import label_set
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_path
 from torch_utils import checkpoint, distributed
+from training import generator as generators
 from training.generator import Generator, Rendering, Want
 from training.rendering.cameras import frontal_camera, orbit_camera
 
@@ -28,6 +30,7 @@ _TILE = 128  # smaller pictures are enlarged to about this side
 STATE_FORMAT = "mate3d-training-1"
 _STATE_NAME = "training-state-{:012d}.safetensors"
 _STATES_KEPT = 2
+_OF_KIMG = re.compile(r"(?:network-snapshot|grid)-(\d+)\.(?:safetensors|png)")
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,34 @@ def save_state(outdir: Path, images: int, state: dict) -> Path:
         old.unlink(missing_ok=True)
         old.with_suffix(".json").unlink(missing_ok=True)
     return path
+
+
+def is_generator(path: Path) -> bool:
+    """Whether a file holds a generator alone, and not the state of a run."""
+    return path.is_file() and checkpoint.load_meta(path).get("format") == generators.FORMAT
+
+
+def set_aside(outdir: Path, images: int) -> Path | None:
+    """Moves what a run wrote after so many images, when it goes on from there, to a folder of its own, which
+    is returned; None if there is nothing.
+
+    States and generators are found by their numbers: those of a branch that was left would be taken for the
+    newest.
+    """
+    later = [path for path in find_states(outdir) if int(path.stem.rsplit("-", 1)[1]) > images]
+    for path in Path(outdir).iterdir():
+        match = _OF_KIMG.fullmatch(path.name)
+        if match and int(match[1]) > images // 1000:
+            later.append(path)
+    if not later:
+        return None
+    folder = next(f for f in (Path(outdir) / f"set-aside-{n}" for n in itertools.count(1)) if not f.exists())
+    folder.mkdir()
+    for path in later:
+        for each in {path, path.with_suffix(".json")}:
+            if each.exists():
+                each.rename(folder / each.name)
+    return folder
 
 
 def find_states(outdir: Path) -> list[Path]:

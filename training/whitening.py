@@ -38,7 +38,7 @@ class Moments:
     def observe(self, posterior: Posterior) -> None:
         """Adds N posteriors."""
         mean, variance = posterior.mean, posterior.log_variance.exp()
-        share = min(1.0, len(mean) / _MEMORY)
+        share = min(1.0, len(mean) * distributed.world_size() / _MEMORY)
         for kept, new in (
             (self.weight, torch.ones_like(self.weight)),
             (self.mean, mean.mean(0)),

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dnnlib import config as config_files
 from dnnlib.errors import UserError
+from tests.training.two_processes import run_in_group
 from training import loop, phases, snapshots
 from training.curves import read_curves
 from training.generator import Generator
@@ -126,6 +128,71 @@ def test_run_resumed_from_the_last_step_of_a_phase_equals_one_that_never_stopped
     assert Trainer(config, tmp_path, CPU, state).progress.total == 12
     run(config, tmp_path / "parts", resume=state)
     assert_same_state(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_processes_agree_and_resume_together(tiny, tmp_path: Path):
+    """Two of them; shares of a batch, the average of w and the encoder's moments are what could differ."""
+    options = (
+        "warm_start.kimg=0.008",
+        "warm_start.batch=4",
+        "warm_start.keep=0.5",
+        "warm_start.aggregate=0.1",
+    )
+    adaptive = ("augment.mode=ada", "augment.interval=1", "augment.speed_kimg=0.05")
+    config_files.save(tiny(*options, *adaptive), tmp_path / "config.yaml")
+    run_in_group(Path(__file__).with_name("run_of_a_group.py"), 2, tmp_path)
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_going_back_sets_aside_what_came_after(tiny, tmp_path: Path):
+    config = tiny("kimg=0.016", "snapshot_kimg=0.008")
+    run(config, tmp_path)
+    older, newer = snapshots.find_states(tmp_path)
+    state = older.read_bytes()
+    again = Trainer(tiny("kimg=0.012", "snapshot_kimg=0.008"), tmp_path, CPU, older)
+    assert again.run()
+    assert [path.name for path in snapshots.find_states(tmp_path)] == [
+        older.name,
+        "training-state-000000000012.safetensors",
+    ]
+    assert older.read_bytes() == state
+    assert sorted(path.name for path in (tmp_path / "set-aside-1").iterdir()) == [
+        newer.with_suffix(".json").name,
+        newer.name,
+    ]
+    assert Trainer(config, tmp_path, CPU, tmp_path).progress.total == 12
+
+
+def test_scores_leave_the_run_s_random_numbers_alone(tiny, tmp_path: Path, monkeypatch):
+    class Scores:
+        def __init__(self, config, device) -> None:
+            torch.randn(3)  # as networks draw their first weights
+
+        def __call__(self, generator) -> dict[str, float]:
+            raise AssertionError("not this early")
+
+    monkeypatch.setattr("training.metrics.evaluation.TrainingScores", Scores)
+    run(tiny("kimg=0.008"), tmp_path / "plain")
+    scored = tiny("kimg=0.008", "metrics_kimg=1000")
+    run(tiny("kimg=0.004", "metrics_kimg=1000"), tmp_path / "scored")
+    run(scored, tmp_path / "scored", resume=tmp_path / "scored")
+    assert_same_state(tmp_path / "plain", tmp_path / "scored")
+
+
+@pytest.mark.parametrize("first", [(), ("warm_start.kimg=0.004", "warm_start.batch=4")])
+def test_reconstructions_can_be_added_to_a_run(tiny, tmp_path: Path, first):
+    run(tiny("kimg=0.004", *first), tmp_path)
+    kept = tiny("kimg=0.008", *first, "warm_start.keep=0.5")
+    trainer = run(kept, tmp_path, resume=tmp_path)
+    assert trainer.phase.reconstruction is not None
+    assert trainer.phase.reconstruction.moments.weight > 0
+
+
+@pytest.mark.parametrize("override", ["batch_per_pass=1", "warm_start.keep=0.3"])
+def test_share_of_reconstructions_must_be_whole(tiny, tmp_path: Path, override):
+    with pytest.raises(UserError, match="whole number"):
+        run(tiny("warm_start.keep=0.5", override, "sphere.steps=0"), tmp_path)
 
 
 def test_time_limit_ends_the_run_in_good_order(tiny, tmp_path: Path):

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ from safetensors.torch import load_file
 
 from datasets.masked_images import MaskedImages, collate
 from dnnlib import config as config_files
+from tests.training.two_processes import run_in_group
 from training.adversarial import AdversarialPhase, draw_scenes
 from training.curves import Curves
 from training.phases import Context, SpherePhase, build_models, geometry_terms, passes
@@ -177,24 +175,8 @@ def test_swapped_cameras_come_from_the_batch():
 @pytest.mark.slow
 def test_two_processes_give_the_gradients_of_one(tiny, tmp_path: Path):
     config_files.save(tiny(), tmp_path / "config.yaml")
-
-    def start(rank: int, world: int) -> subprocess.Popen:
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1",
-            # below the ports that systems hand out by themselves, and another one each time
-            "MASTER_PORT": str(20000 + os.getpid() % 10000 + world),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
-        }
-        return subprocess.Popen([sys.executable, str(WORKER), str(tmp_path)], env=environment)
-
     for world in (1, 2):
-        processes = [start(rank, world) for rank in range(world)]
-        assert [process.wait(timeout=120) for process in processes] == [0] * world
+        run_in_group(WORKER, world, tmp_path)
     one, two = (load_file(tmp_path / f"gradients-{world}.safetensors") for world in (1, 2))
     assert one.keys() == two.keys()
     for name, gradient in one.items():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dnnlib import config as config_files
 from dnnlib.errors import UserError
-from training.config import ScheduleConfig, WarmStartConfig
+from training.config import ScheduleConfig, TrainConfig, WarmStartConfig
+from training.launch import CONFIGS
 from training.schedules import average_decay, crossed, lowered_beta, moment, warm_up_share
 
 CONFIG = ScheduleConfig(
@@ -89,3 +91,11 @@ def test_one_cycle_schedules_of_any_length(steps: int):
             rate.step()
         assert rate.get_last_lr()[0] < 0.1
     assert warm_up_share(0.05, 100) == 0.05
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_bundled_configurations_end_at_the_resolution_that_their_generators_render_at(path):
+    config = config_files.load(TrainConfig, path)
+    end = moment(config.schedule, round(1000 * config.kimg), config.batch)
+    assert end.raw_resolution == config.generator.raw_resolution
+    assert end.blur == 0

@@ -41,6 +41,7 @@ from training.metrics.sources import (
 )
 
 _BUNDLED_SIDE = 64
+_MOST_IN_TRAINING = 1000  # portraits that a run is scored on now and then, while it waits
 FEWEST = 64  # pictures of a set that are looked at even when its held-out share is smaller
 Say = Callable[[str], None]
 
@@ -197,10 +198,11 @@ def curves(score: Quality) -> dict[str, float]:
 class TrainingScores:
     """What a run writes to its curves every ``metrics_kimg``: the scores of ``evaluate.py quality``."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
         data, sizes = config.data, config.generator
-        self.true, _ = true_halves(data.images, data.masks or None, sizes)
-        self.judges = judges("auto", sizes.labels)
+        halves = true_halves(data.images, data.masks or None, sizes)
+        self.true = halves[0].take(slice(_MOST_IN_TRAINING))
+        self.judges = judges("auto", sizes.labels, str(device))
 
     def __call__(self, generator: Generator) -> dict[str, float]:
         """On the generator's device; the run's random numbers are left alone."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from torch_utils import distributed
 from training.networks.layers import FullyConnectedLayer, normalize_second_moment
 
 
@@ -53,7 +54,8 @@ class MappingNetwork(nn.Module):
         truncation_cutoff: int | None = None,
         update_average: bool = False,
     ) -> Tensor:
-        """Maps; ``update_average`` lets the batch move ``w_avg`` (training only, not differentiated).
+        """Maps; ``update_average`` lets the batches of all processes move ``w_avg`` (training only, not
+        differentiated).
 
         Truncation: w_avg + psi (w - w_avg) on the first ``truncation_cutoff`` of the w's (None: on all).
         """
@@ -68,7 +70,7 @@ class MappingNetwork(nn.Module):
         if self.num_ws is None:
             return x
         if update_average:
-            self.w_avg.copy_(x.detach().mean(dim=0).lerp(self.w_avg, self.w_avg_beta))
+            self.w_avg.copy_(distributed.all_reduce_mean(x.mean(dim=0)).lerp(self.w_avg, self.w_avg_beta))
         ws = x[:, None].expand(-1, self.num_ws, -1)
         if truncation_psi == 1:
             return ws
