@@ -10,9 +10,8 @@ from dnnlib.errors import UserError, user_errors
 from torch_utils.device import choose_device
 from training.editing.session import SourceOptions, open_source
 from training.editing.studio import Studio
-from training.network_source import network_option
+from training.network_source import BUNDLED_PRIOR, network_option
 
-ROOT = Path(__file__).resolve().parent
 _FILE = click.Path(path_type=Path)
 
 
@@ -41,7 +40,7 @@ def main(
         raise UserError(f"the page needs gradio ({error}): pip install '.[app]'") from error
     source = SourceOptions(network, device=choose_device(device))
     labels = open_source(source).labels
-    prior = prior or str(ROOT / "pretrained" / "prior-64")
+    prior = prior or str(BUNDLED_PRIOR)
     studio = Studio(source, prior, controlnet, outdir, say=click.echo)
     page = build(studio, labels)
     try:

@@ -15,11 +15,9 @@ from training.acceleration import Acceleration, acceleration_options
 from training.distillation import OBJECTIVES
 from training.editing.session import EditOptions, SourceOptions, export_mask, run_edit
 from training.editing.settings import EditSettings
-from training.network_source import BUNDLED, network_option
+from training.network_source import BUNDLED, BUNDLED_PRIOR, network_option
 from training.prior import PriorMemory
 
-ROOT = Path(__file__).resolve().parent
-PRIOR = ROOT / "pretrained" / "prior-64"
 _FILE = click.Path(path_type=Path)
 
 
@@ -100,7 +98,7 @@ def main(
         mask=mask,
         prompt=prompt,
         outdir=outdir,
-        prior=prior or str(PRIOR),
+        prior=prior or str(BUNDLED_PRIOR),
         controlnet=controlnet,
         prior_memory=PriorMemory(attention_slicing=attention_slicing, vae_tiling=vae_tiling),
         source_prompt=source_prompt,

@@ -30,12 +30,10 @@ from training.metrics.portrait_set import HELD_OUT, read_set
 from training.metrics.prior_samples import Sampling, evaluate_prior
 from training.metrics.reader import Reader
 from training.metrics.tables import Stopwatch, table, write_scores
-from training.network_source import find_network, open_network
+from training.network_source import BUNDLED as BUNDLED_NETWORK
+from training.network_source import BUNDLED_PRIOR, find_network, open_network
 from training.prior import load_prior
 
-ROOT = Path(__file__).resolve().parent
-NETWORK = ROOT / "pretrained" / "portraits-64.safetensors"
-PRIOR = ROOT / "pretrained" / "prior-64"
 _FILE = click.Path(path_type=Path)
 
 
@@ -73,7 +71,7 @@ def _device_and_json(command: Callable) -> Callable:
 def _common(command: Callable) -> Callable:
     """Options of those that look at a generator."""
     network = click.option(
-        "--network", type=_FILE, default=NETWORK, help="Generator.", show_default="bundled"
+        "--network", type=_FILE, default=BUNDLED_NETWORK, help="Generator.", show_default="bundled"
     )
     return network(_device_and_json(command))
 
@@ -203,7 +201,7 @@ def geometry(
 @_common
 @_DATA
 @_HELD_OUT
-@click.option("--prior", default=str(PRIOR), help="Diffusion prior.", show_default="bundled")
+@click.option("--prior", default=str(BUNDLED_PRIOR), help="Diffusion prior.", show_default="bundled")
 @click.option("--cases", help="Which of the fixed list, as 0-9 or hat-red,bald-1.", show_default="all")
 @click.option(
     "--first-seed", type=click.IntRange(min=0), default=FIRST_SEED, help="Another: the list on other people."
@@ -257,7 +255,7 @@ def edits(
 @_device_and_json
 @_DATA
 @_HELD_OUT
-@click.option("--prior", default=str(PRIOR), help="Diffusion prior.", show_default="bundled")
+@click.option("--prior", default=str(BUNDLED_PRIOR), help="Diffusion prior.", show_default="bundled")
 @click.option("--controlnet", help="ControlNet trained on masks, when the prior's folder has none.")
 @click.option("--count", type=click.IntRange(min=2), help="Portraits.", show_default="all held out")
 @click.option("--steps", type=click.IntRange(min=1), default=25, help="Of DDIM.")

@@ -15,7 +15,7 @@ import numpy as np
 from dnnlib.errors import UserError
 
 SIZE = 25  # floats in a label
-RADIUS = 2.7  # default distance of orbit cameras from the pivot, world units
+RADIUS = 2.7  # default distance of orbit cameras from the world's origin, world units
 FOCAL = 4.2647  # default focal length divided by the image size
 
 Cameras = dict[str, np.ndarray | None]  # by picture name; None where the file holds something else

@@ -1,6 +1,9 @@
-"""The device that a script runs on."""
+"""The device that a script runs on, and the memory that it took there."""
 
 from __future__ import annotations
+
+import resource
+import sys
 
 import torch
 
@@ -22,3 +25,12 @@ def choose_device(name: str | None = None) -> str:
             f"--device {name} cannot be used ({str(error).splitlines()[0]}); try --device cpu"
         ) from error
     return name
+
+
+def peak_memory_mb(device: torch.device | str) -> float:
+    """Largest memory so far, MiB: what torch allocated on a GPU, or what this process occupied."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / (2**20 if sys.platform == "darwin" else 2**10)

@@ -19,7 +19,7 @@ class CameraConfig:
     """The camera model that all pictures of a data set share (world units: the box has side ``box_warp``)."""
 
     focal: float = 4.2647  # focal length divided by the image size
-    radius: float = 2.7  # distance of the camera from the pivot
+    radius: float = 2.7  # distance of the camera from the world's origin
     pivot: tuple[float, float, float] = (
         0.0,
         0.0,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from dnnlib import config as config_files
 from dnnlib.errors import UserError
 from dnnlib.files import make_folder
 from torch_utils import checkpoint, distributed
+from torch_utils.device import peak_memory_mb
 from training import snapshots
 from training.adversarial import AdversarialPhase
 from training.config import TrainConfig
@@ -179,7 +179,7 @@ class Trainer:
             "progress/phase_kimg": progress.images / 1000,
             "progress/hours": progress.seconds / 3600,
             "progress/nonfinite_steps": self.context.guard.count,
-            "progress/peak_memory_gb": _peak_memory_gb(self.device),
+            "progress/peak_memory_gb": peak_memory_mb(self.device) / 1024,
             "shape/beta": self.context.models.generator.decoder.sigmoid_beta.item(),
         }
         if self.phase.name == "adversarial":
@@ -416,10 +416,3 @@ def _fitting(path: Path) -> Iterator[None]:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"--resume {path} does not fit this configuration: {reason}") from error
-
-
-def _peak_memory_gb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes or KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

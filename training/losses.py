@@ -41,11 +41,6 @@ def r1_per_image(logits: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
     return sum(gradient.square().flatten(1).sum(1) for gradient in gradients)
 
 
-def r1(logits: Tensor, inputs: tuple[Tensor, ...], gamma: float) -> Tensor:
-    """``gamma / 2 * mean |dD/dx|^2``, see :func:`r1_per_image`. Multiply by the steps it stands for."""
-    return r1_per_image(logits, inputs).mean() * (gamma / 2)
-
-
 def hue_difference(x: Tensor, y: Tensor, cell: int) -> Tensor:
     """Mean L1 between the hues of x and y (N, 3, H, W): colours averaged over cells, less their grey part.
 

@@ -10,6 +10,7 @@ import torch
 
 from dnnlib.download import fetch, hub_name
 from dnnlib.errors import UserError
+from torch_utils import checkpoint
 from training.generator import Generator
 from training.published import load_published
 
@@ -17,7 +18,9 @@ from training.published import load_published
 _IN_FOLDERS = ("network.safetensors", "network-snapshot-*.safetensors", "generator.safetensors", "*.pkl")
 _SUFFIXES = (".safetensors", ".pkl", ".pickle")
 
-BUNDLED = Path(__file__).resolve().parents[1] / "pretrained" / "portraits-64.safetensors"
+_PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"
+BUNDLED = _PRETRAINED / "portraits-64.safetensors"
+BUNDLED_PRIOR = _PRETRAINED / "prior-64"
 network_option = click.option(  # of the scripts that show and edit portraits
     "--network",
     type=click.Path(path_type=Path),
@@ -40,6 +43,12 @@ def open_network(source: Path | str, device: torch.device | str = "cpu") -> Gene
     if path.suffix == ".safetensors":
         return Generator.load(path, device)  # says what is wrong with it
     return load_published(path).to(device)
+
+
+def is_edit(source: Path | str) -> bool:
+    """Whether the generator that ``source`` names was learned by an edit."""
+    path = find_network(source)
+    return path.suffix == ".safetensors" and "edit" in checkpoint.load_meta(path)
 
 
 def find_network(source: Path | str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -186,10 +185,3 @@ class _Counter(TorchDispatchMode):
         if func._overloadpacket in flop_registry:
             self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
         return result
-
-
-def peak_mb(device: str) -> float:
-    """Largest memory of this process so far: resident on a CPU, allocated by torch on a GPU."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dnnlib import config as config_files
 from dnnlib.files import write_json
+from torch_utils.device import peak_memory_mb
 from training.acceleration import Acceleration
 from training.benchmark import operations, work
 from training.benchmark.measure import (
@@ -16,12 +17,12 @@ from training.benchmark.measure import (
     flops,
     in_own_process,
     machine,
-    peak_mb,
     repeat,
     start_process,
 )
 from training.config import TrainConfig
 from training.editing.settings import EditSettings
+from training.network_source import BUNDLED, BUNDLED_PRIOR
 
 GROUPS = ("operations", "views", "training", "edit")
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,8 +36,8 @@ class Options:
     config: Path = ROOT / "configs" / "portraits-64.yaml"
     raw_resolutions: tuple[int, ...] = ()  # of the views; empty: the configuration's
     batch: int | None = None  # pictures of a training step; None: the configuration's
-    network: Path = ROOT / "pretrained" / "portraits-64.safetensors"
-    prior: str = str(ROOT / "pretrained" / "prior-64")
+    network: Path = BUNDLED
+    prior: str = str(BUNDLED_PRIOR)
     controlnet: str | None = None  # None: the prior's own
     edit_settings: tuple[str, ...] = ()  # 'field=value' of training.editing.settings.EditSettings
     repetitions: int = 5
@@ -128,6 +129,6 @@ def _work_rows(options: Options, group: str, found: Machine) -> Iterator[Row]:
         works = work.edit_steps(*models, settings, device, options.acceleration)
     for each in works:
         seconds = repeat(each.run, options.repetitions, device)
-        peak = peak_mb(device)  # before the references run, which need more
+        peak = peak_memory_mb(device)  # before the references run, which need more
         ideal = flops(each.counted or each.run) / found.convolution
         yield Row(group, each.name, seconds, each.items, None, ideal, "convolution", peak)

@@ -22,10 +22,10 @@ from torch_utils.device import choose_device
 from training.editing.report import REPORT
 from training.editing.session import EditOptions, SourceOptions, open_source, run_edit
 from training.editing.settings import EditSettings
+from training.network_source import BUNDLED_PRIOR, network_option
 from training.pictures import sheet, tile, write_png
 from training.scene import class_map
 
-ROOT = Path(__file__).resolve().parents[2]
 Repaint = Callable[[np.ndarray, LabelSet], np.ndarray]  # class map (H, W) uint8 -> the same, repainted
 _TILE = 128
 
@@ -198,10 +198,8 @@ def contact_sheet(folders: list[Path], labels: LabelSet) -> np.ndarray:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--outdir", type=click.Path(path_type=Path), default=Path("out/cases"))
-@click.option(
-    "--network", type=click.Path(path_type=Path), default=ROOT / "pretrained/portraits-64.safetensors"
-)
-@click.option("--prior", default=str(ROOT / "pretrained/prior-64"))
+@network_option
+@click.option("--prior", default=str(BUNDLED_PRIOR), help="Diffusion prior.", show_default="bundled")
 @click.option("--only", help="Names of cases, separated by commas.", show_default="all")
 @click.option("--steps", type=click.IntRange(min=1), default=200)
 @click.option("--device", help="cpu, cuda, cuda:1 ...", show_default="cuda where there is one")

@@ -2,7 +2,8 @@
 
 A latent file is an ``.npz`` with one of
 
-    ws (num_ws, w_dim)    one w per layer, as an edit's ``latent.npz`` has it
+    ws (num_ws, w_dim)    one w per layer, as an edit's ``latent.npz`` has it; that also has ws_edited,
+                          which belongs to the generator that the edit learned
     w  (w_dim,)           one w for all layers, as projectors of the StyleGAN family write it
     z  (z_dim,)           before the mapping network
 
@@ -25,9 +26,16 @@ from training.generator import Generator
 from training.scene import device_of, ws_of_latent
 
 
-def load_latent(path: Path | str, generator: Generator, truncation: float) -> Tensor:
-    """ws (1, num_ws, w_dim) of a latent file. ``truncation`` applies to a z only; a w is taken as it is."""
+def load_latent(
+    path: Path | str, generator: Generator, truncation: float, *, of_edit: bool = False
+) -> Tensor:
+    """ws (1, num_ws, w_dim) of a latent file. ``truncation`` applies to a z only; a w is taken as it is.
+
+    ``of_edit``: the generator is one that an edit learned, for which an edit's file has a w of its own.
+    """
     arrays = read_arrays(path)
+    if of_edit and "ws_edited" in arrays:
+        arrays["ws"] = arrays["ws_edited"]
     shapes = {
         "ws": (generator.synthesis.num_ws, generator.config.w_dim),
         "w": (generator.config.w_dim,),

@@ -149,7 +149,9 @@ class EditOptimiser:
         settings = self.settings
         if index and index % settings.region_every == 0:
             self.renew_region()
-        geometry = self.objective.geometry and index % settings.geometry_every == 0
+        # the eikonal term needs the normals' gradient whether or not their pictures are distilled
+        wanted = self.objective.geometry or settings.weights.eikonal > 0
+        geometry = wanted and index % settings.geometry_every == 0
         chosen = self._draw_views()
         learned = self.portrait.learned()
         camera = torch.cat([self.views[i].camera for i in chosen])
@@ -251,7 +253,8 @@ class EditOptimiser:
         )
         if self.objective.paired:
             gradient = gradient * distillation.clean_latent_weight(timestep, self.prior.alphas_cumprod)
-        # Outside the footprint the picture cannot change: the encoder's reach would only pull at the border.
+        # Outside the footprint the picture should not change. A new class that a view does not show yet has
+        # no footprint there: until it shows, M's view alone brings it.
         footprint = torch.cat([view.footprint for view in views]).repeat(len(shares), 1, 1)[:, None]
         gradient = gradient * functional.adaptive_max_pool2d(footprint.float(), gradient.shape[-2:])
         sizes = [part.square().mean().sqrt().item() for part in gradient.split(len(views))] + [0.0]

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 import platform
-import resource
-import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from datasets.labels import LabelSet
@@ -86,14 +83,6 @@ def psnr(before: Tensor, after: Tensor, where: Tensor) -> float:
     difference = (before.clamp(-1, 1) - after.clamp(-1, 1))[:, where] / 2
     error = difference.square().mean().item()
     return _LARGEST_PSNR if error == 0 else min(_LARGEST_PSNR, -10 * math.log10(error))
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Largest memory so far: the GPU's allocations, or what this process occupied."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ from datasets.labels import LabelSet, label_set, read_mask, write_mask
 from dnnlib import config as config_files
 from dnnlib.errors import UserError
 from dnnlib.files import make_folder
+from torch_utils.device import peak_memory_mb
 from training.acceleration import Acceleration, compile_modules, open_accelerated
 from training.editing.export import save_edit, write_meshes, write_pictures, write_video
 from training.editing.keep import Embeddings
@@ -28,13 +29,12 @@ from training.editing.report import (
     losses_as_json,
     mask_ious,
     outside_region,
-    peak_memory_mb,
     psnr,
     versions,
 )
 from training.editing.settings import EditSettings
 from training.generator import Generator, Rendering
-from training.network_source import find_network
+from training.network_source import find_network, is_edit
 from training.pictures import look, to_uint8, write_png
 from training.prior import PriorMemory, load_prior
 from training.scene import Scene, camera_at, class_map, latent_of_seed, scene_of, ws_of_latent
@@ -92,7 +92,7 @@ def open_source(options: SourceOptions) -> Source:
     if options.latent is None:
         ws = ws_of_latent(generator, latent_of_seed(generator, options.seed), options.truncation)
     else:
-        ws = load_latent(options.latent, generator, options.truncation)
+        ws = load_latent(options.latent, generator, options.truncation, of_edit=is_edit(options.network))
     scene = scene_of(generator, ws)
     camera = camera_at(generator, options.yaw, options.pitch)
     return Source(scene, camera, look(scene, camera, normals=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from dnnlib.errors import UserError, did_you_mean
@@ -23,6 +24,13 @@ class EditWeights:
     eikonal: float = 0.05  # of the learned field, inside the region
     consistency: float = 1.0  # of the global SDF and the union of the parts, inside the region
     clip: float = 0.0  # 1 - directional CLIP similarity of the views, by the bundled CLIP of portraits
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value < math.inf:
+                raise UserError(f"weights.{name} is {value}; it must be 0 or more")
+        if self.geometry > 1:
+            raise UserError(f"weights.geometry is {self.geometry}; it is a share, from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -61,15 +69,13 @@ class EditSettings:
         (0.3, -0.1),
         (0.55, 0.0),
     )
-    geometry_every: int = 2  # normal maps are distilled, with the eikonal term, in every second step
+    geometry_every: int = 2  # normal maps are distilled, and the eikonal term taken, in every second step
     region_every: int = 20  # steps after which the region is renewed
-    update_condition: bool = True  # each view's mask condition follows the model; else it stays the source's
+    update_condition: bool = True  # views' mask conditions follow the model, M's own apart; else the source's
     proposals: str = (
         "blend"  # whose surfaces draw importance samples: 'blend', 'frozen', 'union' of both models
     )
-    jitter: bool = (
-        False  # random offsets of the ray samples; without, the source branch cancels to the last digit
-    )
+    jitter: bool = False  # random offsets of the ray samples; without, both branches see the same picture
     chunk: int = 8192  # rays that are evaluated at once; gradients recompute them: memory against time
     keep_points: int = 1024  # random points of the box on which the SDFs are kept, per step
     seed: int = 0  # of the diffusion noise, the views and the sampling along rays
@@ -84,6 +90,14 @@ class EditSettings:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         if not self.views:
             raise UserError("views is empty: give at least one pair of yaw and pitch")
+        if not 1 >= self.first_timestep >= self.last_timestep >= 0:
+            raise UserError(
+                f"first_timestep and last_timestep are {self.first_timestep} and {self.last_timestep}; they "
+                "are shares of the diffusion steps, from 1 down to 0"
+            )
+        for name in ("lr", "lr_latent", "guidance"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}; it must be 0 or more")
         if self.proposals not in PROPOSALS:

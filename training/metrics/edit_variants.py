@@ -29,10 +29,9 @@ from training.editing.settings import EditSettings
 from training.metrics.edit_runs import EditRun, chosen_cases, evaluate_edits
 from training.metrics.edits import means
 from training.metrics.tables import Stopwatch, write_scores
-from training.network_source import find_network, open_network
+from training.network_source import BUNDLED_PRIOR, find_network, network_option, open_network
 from training.pictures import sheet, tile, write_png
 
-ROOT = Path(__file__).resolve().parents[2]
 _TILE = 96
 SCORES = (  # of a case, in the order of the table
     "success",
@@ -60,10 +59,10 @@ class Variant:
 
 # SDS and CSD have gradients of another size. With these weights the picture's has the same root mean square
 # over an edit as the pairwise one (0.104, 0.068 and 0.041 in the reports of one edit with each), so that what
-# is kept weighs the same beside it.
+# is kept weighs the same beside it. Without the normal map's share the picture's keeps its own, 0.7.
 VARIANTS = (
     Variant("cdgt"),
-    Variant("no-geometry", ("objective=dds",)),
+    Variant("no-geometry", ("objective=dds", "weights.distillation=0.014")),
     Variant("sds", ("objective=sds", "weights.distillation=0.031")),
     Variant("csd", ("objective=csd", "weights.distillation=0.051")),
     Variant("fixed-condition", ("update_condition=false",)),
@@ -126,10 +125,8 @@ def _tile(path: Path) -> np.ndarray:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--outdir", type=click.Path(path_type=Path), default=Path("out/edit-variants"))
-@click.option(
-    "--network", type=click.Path(path_type=Path), default=ROOT / "pretrained/portraits-64.safetensors"
-)
-@click.option("--prior", default=str(ROOT / "pretrained/prior-64"))
+@network_option
+@click.option("--prior", default=str(BUNDLED_PRIOR), help="Diffusion prior.", show_default="bundled")
 @click.option("--cases", help="Of the fixed list, as `evaluate.py edits` takes them.", show_default="all")
 @click.option("--variants", help=f"Of {', '.join(v.name for v in VARIANTS)}.", show_default="all")
 @click.option("--steps", type=click.IntRange(min=1), default=200)

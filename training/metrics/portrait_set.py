@@ -150,7 +150,8 @@ def fit(
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> None:
-    """AdamW on ``loss(source of randomness)``: linear warm-up over a twentieth, then a cosine to nothing."""
+    """AdamW on ``loss(source of randomness)``, in torch's one cycle: the rate rises over a twentieth of the
+    steps and falls to nothing, both as cosines, while the momentum falls from 0.95 to 0.85 and rises."""
     optimiser = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.02)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, steps, pct_start=warm_up_share(0.05, steps))
     source = torch.Generator().manual_seed(seed)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from dnnlib.files import write_json
-from training.editing.report import peak_memory_mb, versions
+from torch_utils.device import peak_memory_mb
+from training.editing.report import versions
 
 
 def table(scores: Mapping[str, Mapping[str, Any]]) -> str:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 _POLE = 1e-5  # a camera straight above or below has no upright direction: keep this far from the poles (rad)
-_DIAGONAL = 1.414  # of the unit picture; published with three decimals, which shows in the fourth of 4.2634
 
 
 def look_at(

@@ -17,6 +17,13 @@ def test_a_saved_latent_comes_back(generator, camera, tmp_path) -> None:
     assert torch.equal(load_latent(tmp_path / "l.npz", generator, 0.7), ws)
 
 
+def test_an_edit_s_generator_takes_the_w_that_was_learned_with_it(generator, tmp_path) -> None:
+    before, after = torch.randn(2, generator.synthesis.num_ws, 8)
+    save_latent(tmp_path / "l.npz", ws=before, ws_edited=after)
+    assert torch.equal(load_latent(tmp_path / "l.npz", generator, 0.7)[0], before)
+    assert torch.equal(load_latent(tmp_path / "l.npz", generator, 0.7, of_edit=True)[0], after)
+
+
 def test_w_is_used_for_all_layers_and_z_is_mapped(generator, tmp_path) -> None:
     w, z = torch.randn(8), torch.randn(1, 8)
     save_latent(tmp_path / "w.npz", w=w)

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from dnnlib import config as config_files
 from dnnlib.errors import UserError
 from training.editing.optimise import EditOptimiser
 from training.editing.region import EditRequest, RegionSettings
@@ -66,6 +67,7 @@ def test_every_objective_moves_the_learned_copy_alone(source, prior, request_, o
     assert any(name.startswith("synthesis") for name in moved) and "ws" in moved
     assert result.losses[0].texture > 0
     assert (result.losses[0].geometry > 0) == (objective != "dds")
+    assert result.losses[0].eikonal > 0
     assert [entry.timestep for entry in result.losses] == [80, 54, 28, 2]
 
 
@@ -189,7 +191,7 @@ def test_ctrl_c_keeps_what_there_is(source, prior, request_) -> None:
 
 def test_one_view_a_step_is_enough(source, prior, request_) -> None:
     result = optimiser(source, prior, request_, views_per_step=1, steps=6).run()
-    assert 0 < sum(entry.mask > 0 for entry in result.losses) <= 6
+    assert 0 < sum(entry.mask > 0 for entry in result.losses) < 6
 
 
 def test_nonfinite_gradients_are_left_out_and_end_the_edit(source, prior, request_) -> None:
@@ -228,3 +230,20 @@ def test_the_directional_loss_counts_only_where_it_has_a_weight(source, prior, r
     assert losses[-1].clip != losses[0].clip
     off = EditOptimiser(source, prior, request_, "a red thing", "a thing", SETTINGS, _Brightness())
     assert off.clip is None and off.step(0).clip == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"weights": {"geometry": 1.1}},
+        {"weights": {"mask": -1.0}},
+        {"weights": {"image": float("nan")}},
+        {"first_timestep": 0.1, "last_timestep": 0.5},
+        {"first_timestep": 1.5},
+        {"lr": -0.1},
+        {"guidance": float("inf")},
+    ],
+)
+def test_settings_out_of_range_are_refused(settings) -> None:
+    with pytest.raises(UserError, match=str(list(settings)[0])):
+        config_files.load(EditSettings, settings)
