@@ -28,6 +28,7 @@ from .render import CLASSES, Picture, camera_label, load_mitsuba, render
 from .sampling import sample
 
 DEPTH_UNIT = 1e-4  # world units per step of the 16-bit depth PNGs
+FRUITLESS = 4  # workers in a row that ended before any picture was done: that is not the pictures' fault
 INDEX_EVERY = 200  # pictures between two versions of dataset.json
 
 
@@ -82,7 +83,7 @@ def _work(pipe: multiprocessing.connection.Connection, settings: Settings, outdi
         try:
             draw(model, settings, index, outdir)
             pipe.send(None)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BrokenPipeError):  # the run was stopped
             return
         except Exception as error:  # the run goes on; the picture is noted as lost
             pipe.send(f"{type(error).__name__}: {error}")
@@ -151,6 +152,7 @@ def run(
     queue = iter(todo)
     bar = tqdm(total=count, initial=count - len(todo), unit="picture", mininterval=2.0)
     pool: list[_Worker] = []
+    fruitless: list[int] = []  # what workers were drawing that ended since the last picture was done
 
     def feed(worker: _Worker) -> None:
         index = next(queue, None)
@@ -166,6 +168,20 @@ def run(
             write_json(lost_path, lost)
         bar.update()
 
+    def ended(worker: _Worker) -> None:
+        worker.process.join()
+        problem = f"the worker ended with exit code {worker.process.exitcode}"
+        finished(worker, problem)
+        fruitless.append(worker.index)
+        if len(fruitless) == FRUITLESS:
+            for index in fruitless:
+                del lost[str(index)]
+            write_json(lost_path, lost)
+            raise UserError(
+                f"{FRUITLESS} workers in a row could draw nothing; of the last, {problem}: give "
+                "fewer --workers if memory is short, or install mitsuba and anny anew"
+            )
+
     try:
         for _ in range(min(workers, len(todo))):
             pool.append(_Worker(settings, outdir))
@@ -178,9 +194,9 @@ def run(
             for worker in [w for w in pool if w.pipe in ready]:
                 try:
                     finished(worker, worker.pipe.recv())
+                    fruitless.clear()
                 except (EOFError, OSError):
-                    worker.process.join()
-                    finished(worker, f"the worker ended with exit code {worker.process.exitcode}")
+                    ended(worker)
                     pool[pool.index(worker)] = worker = _Worker(settings, outdir)
                 feed(worker)
                 done += 1

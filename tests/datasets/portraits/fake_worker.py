@@ -1,4 +1,5 @@
-"""A worker process that draws nothing and dies at picture 1; in a module of its own, which starts quickly."""
+"""Worker processes that draw nothing, in a module of its own, which starts quickly: one dies at picture 1,
+one always."""
 
 import os
 
@@ -16,3 +17,7 @@ def work(pipe, settings: Settings, outdir) -> None:
             os._exit(11)
         write_json(attributes_path(outdir, index), {"camera": [0.0] * 25, "caption": "a man"})
         pipe.send(None)
+
+
+def never(pipe, settings: Settings, outdir) -> None:
+    os._exit(7)

@@ -87,3 +87,13 @@ def test_a_dead_worker_costs_one_picture(tmp_path: Path, monkeypatch: pytest.Mon
     assert read_json(tmp_path / "lost.json") == lost
     names = [name for name, _ in read_json(tmp_path / "dataset.json")["labels"]]
     assert names == [f"{run.stem(index)}.png" for index in (0, 2)]
+
+
+def test_workers_that_never_draw_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(run, "load_mitsuba", lambda: None)
+    monkeypatch.setattr(run, "anny_data", lambda: None)
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.setattr(run, "_work", importlib.import_module("fake_worker").never)
+    with pytest.raises(UserError, match="exit code 7"):
+        run.run(tmp_path, 30, run.Settings(size=32, samples=1, seed=0), workers=2)
+    assert read_json(tmp_path / "lost.json") == {}
