@@ -26,8 +26,8 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--encoder",
     type=_FILE,
-    help="Reads a first latent off the picture.",
-    show_default="the network's, where it lies beside it",
+    help="Reads the first latent off the picture: a run's encoder.safetensors.",
+    show_default="the mean",
 )
 @click.option(
     "--yaw", type=float, help="Where it was taken from: radians, 0 is frontal.", show_default="found"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import types
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -26,7 +27,8 @@ def load(
 
     Fields that are not mentioned keep their defaults; in a file with ``extends: OTHER.yaml``, a path from the
     file's folder, they are the other file's. An unknown key is a :class:`UserError` that names the
-    nearest one; so is a value of the wrong type. An int is taken for a float, a list for a tuple.
+    nearest one; so is a value of the wrong type. An int is taken for a float, a list for a tuple; neither nan
+    nor infinity is a number.
     """
     values = _plain(source) if isinstance(source, Mapping) else _read_whole(Path(source))
     where = "configuration" if isinstance(source, Mapping) else str(source)
@@ -34,6 +36,15 @@ def load(
         _override(cls, values, override)
     # built once, after all overrides: checks in __post_init__ may concern several fields together
     return _build(cls, values, cls, "", where)
+
+
+def check_least(config: Any, least: float, *names: str) -> None:
+    """Raises :class:`UserError` where one of these fields of ``config`` is smaller than ``least``. Names may
+    have the section in front that ``config`` is in, for the message."""
+    for name in names:
+        value = getattr(config, name.rpartition(".")[2])
+        if value < least:
+            raise UserError(f"{name} is {value:g}; it must be {least:g} or more")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -188,13 +199,13 @@ def _convert(value: Any, hint: Any, root: type[Any], key: str, where: str) -> An
         return {k: _convert(v, arguments[1], root, f"{key}.{k}", where) for k, v in value.items()}
     if hint in (int, str, bool) and type(value) is hint:
         return value
-    if hint is float and type(value) in (int, float):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML reads 1e-4, without a point, as a string
+    if hint is float and type(value) in (int, float, str):  # YAML reads 1e-4, without a point, as a string
         try:
-            return float(value)
+            number = float(value)
         except ValueError:
-            pass
+            number = math.nan
+        if math.isfinite(number):
+            return number
     raise UserError(f"{where}: '{key}' is {value!r}; it must be {_describe(hint)}")
 
 

@@ -112,18 +112,16 @@ def test_mistakes_cost_one_line(folder: Path, tmp_path: Path) -> None:
     assert open_network(folder / "network.safetensors").parts == LABELS.count
 
 
-def test_encoder_beside_the_network_is_used(folder: Path) -> None:
+def test_encoder_is_used(folder: Path) -> None:
     sizes = EncoderConfig(3 + LABELS.count, 8, TINY_GENERATOR.z_dim, 8, 8)
     still = ("--mask", folder / "mask.png", "--yaw", 0, "--pitch", 0, "--tune", 0, "--set", "lr=1e-8")
-    beside = folder / "network-encoder.safetensors"
+    file = folder / "encoder.safetensors"
+    Encoder(sizes).save(file)
     found = {}
-    for what in ("mean", "encoded"):
-        if what == "encoded":
-            Encoder(sizes).save(beside)
-        result = run(folder, *still, "--outdir", folder / what)
+    for what, options in {"mean": (), "encoded": ("--encoder", file)}.items():
+        result = run(folder, *still, *options, "--outdir", folder / what)
         assert result.exit_code == 0, result.output
         found[what] = np.load(folder / what / "latent.npz")["ws"]
-    beside.unlink()
     assert np.abs(found["mean"] - found["encoded"]).max() > 0.01
 
 

@@ -6,9 +6,10 @@ One dataclass per thing that is configured; every field is explained here and no
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from datasets.labels import label_set
+from dnnlib.config import check_least
 from dnnlib.errors import UserError
 
 NO_LABELS = "none"  # the ``labels`` of a generator without parts
@@ -72,6 +73,20 @@ class GeneratorConfig:
                 f"generator.resolution is {self.resolution}, but {len(self.sr_channels)} super-resolution "
                 f"blocks from {self.sr_resolution} end at {grown}; change one of the three"
             )
+        side = self.plane_resolution
+        if side < 4 or side & (side - 1):
+            raise UserError(f"generator.plane_resolution is {side}; it must be a power of two, 4 or more")
+        check_least(
+            self,
+            1,
+            "generator.plane_channels",
+            "generator.channel_base",
+            "generator.channel_max",
+            "generator.decoder_width",
+            "generator.feature_channels",
+        )
+        check_least(self, 1, "generator.samples_coarse", "generator.raw_resolution", "generator.w_dim")
+        check_least(self, 0, "generator.samples_fine", "generator.z_dim")
         _one_of("generator.plane_projection", self.plane_projection, ("orthogonal", "published"))
         _one_of("generator.marching", self.marching, ("published", "sigma"))
         _one_of("generator.density", self.density, ("sdf", "direct"))
@@ -116,6 +131,16 @@ class LossConfig:
     r1_every: int = 16  # discriminator steps
 
     def __post_init__(self) -> None:
+        check_least(
+            self,
+            1,
+            "loss.density_regularisation_every",
+            "loss.density_regularisation_points",
+            "loss.r1_every",
+        )
+        check_least(self, 0, *(f"loss.{each.name}" for each in fields(self)))
+        if self.eikonal_fraction > 1:
+            raise UserError(f"loss.eikonal_fraction is {self.eikonal_fraction}; it is a share, from 0 to 1")
         if self.mask_parsed and not self.mask_parsing:
             raise UserError("loss.mask_parsed needs the parser of loss.mask_parsing: give that a weight too")
 
@@ -132,6 +157,8 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         _one_of("augment.mode", self.mode, ("none", "fixed", "ada"))
+        check_least(self, 1, "augment.interval")
+        check_least(self, 0, "augment.strength", "augment.speed_kimg")
 
 
 @dataclass(frozen=True)
@@ -156,6 +183,10 @@ class ScheduleConfig:
     raw_switch_kimg: float = 22500.0  # when it changes; blended over raw_fade_kimg
     raw_fade_kimg: float = 1000.0
 
+    def __post_init__(self) -> None:
+        check_least(self, 1, "schedule.raw_resolution", "schedule.raw_resolution_final")
+        check_least(self, 0, *(f"schedule.{each.name}" for each in fields(self)))
+
 
 @dataclass(frozen=True)
 class SphereConfig:
@@ -165,6 +196,10 @@ class SphereConfig:
     batch: int = 4  # latents per step
     points: int = 4096  # random points per latent
     lr: float = 0.0025
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "sphere.batch", "sphere.points")
+        check_least(self, 0, "sphere.steps", "sphere.lr")
 
 
 @dataclass(frozen=True)
@@ -201,6 +236,13 @@ class WarmStartConfig:
     keep_features: float = 0.0  # weight of their distance in the features of the image discriminator
 
     def __post_init__(self) -> None:
+        check_least(self, 1, "warm_start.batch", "warm_start.encoder_width", "warm_start.encoder_width_max")
+        check_least(self, 0, *(f"warm_start.{each.name}" for each in fields(self) if each.name != "encoder"))
+        side = self.encoder_resolution
+        if side and (side < 4 or side & (side - 1)):
+            raise UserError(
+                f"warm_start.encoder_resolution is {side}; it must be a power of two from 4 on, or 0"
+            )
         if self.beta and self.beta_kimg <= 0:
             raise UserError(f"warm_start.beta_kimg is {self.beta_kimg}; beta needs some kimg to fall in")
         if not 0 <= self.keep <= 1:
@@ -232,6 +274,9 @@ class DataConfig:
     mirror: bool = True  # add the mirror image of every picture (image, mask classes and camera)
     cache: bool = False  # keep decoded pictures in memory
     workers: int = 2
+
+    def __post_init__(self) -> None:
+        check_least(self, 0, "data.workers")
 
 
 @dataclass(frozen=True)
@@ -266,6 +311,22 @@ class TrainConfig:
     snapshot_kimg: float = 50.0  # resumable state and generator
     metrics_kimg: float = 0.0  # scores of evaluate.py quality among the curves; 0: never
     max_nonfinite: int = 10  # steps with non-finite gradients after which the run stops
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "batch")
+        counts = (
+            "kimg",
+            "batch_per_pass",
+            "lr_generator",
+            "lr_discriminator",
+            "ema_kimg",
+            "ema_rampup",
+            "seed",
+        )
+        intervals = ("log_kimg", "image_kimg", "snapshot_kimg", "metrics_kimg", "max_nonfinite")
+        check_least(self, 0, *counts, *intervals)
+        if not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise UserError(f"adam_betas are {self.adam_betas}; both must be from 0 to below 1")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

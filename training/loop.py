@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -78,6 +79,7 @@ class Trainer:
         self.data = self._open_data(())
         self.scenes = snapshots.fixed_scenes(config.generator.z_dim, self.data.cameras(), config.seed, device)
         self.phase: Phase
+        AdversarialPhase(self.context)  # what it demands of the batch is said before other phases have worked
         if resume is not None:
             self._resume(resume, fresh_judges)
         else:
@@ -102,6 +104,8 @@ class Trainer:
                     if self._crossed(self.config.snapshot_kimg):
                         saved_at = self.save()
                 if self.progress.images >= self.phase.length:
+                    if self.phase.extras is not None and not self._in_last_phase():
+                        self.save()  # whatever comes next, this phase is not lost
                     self.phase.finish()
                     self._write_grid()
                     if not self.finished:
@@ -343,6 +347,7 @@ class Trainer:
             sampler=sampler,
             collate_fn=collate,
             num_workers=workers,
+            worker_init_fn=_leave_signals,
             pin_memory=self.device.type == "cuda",
             # a generator of its own: starting a loader must not move the run's random numbers
             generator=torch.Generator(),
@@ -386,6 +391,13 @@ def train(
         return trainer
     finally:
         distributed.shutdown()
+
+
+def _leave_signals(_: int) -> None:
+    """In a process that reads pictures: a signal to the whole group is for the one that trains, which ends
+    this one when it has finished its step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _take_encoder(encoder: Encoder, source: Path, device: torch.device) -> None:

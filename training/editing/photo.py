@@ -24,7 +24,7 @@ from training.editing.report import psnr, versions
 from training.editing.session import read_square_mask, refuse_without_parts
 from training.generator import Generator
 from training.network_source import find_network, open_network
-from training.networks.encoder import ENCODER_FILE, Encoder
+from training.networks.encoder import Encoder
 from training.pictures import look, sheet, sweep, tile, tile_side, to_uint8, write_png
 from training.scene import camera_at, class_map, scene_of
 
@@ -44,7 +44,7 @@ class PhotoOptions:
     mask: Path | None  # None: read off the picture by the bundled reader
     outdir: Path
     pose: tuple[float, float] | None  # yaw and pitch in radians; None: sought
-    encoder: Path | None = None  # None: the one beside the network, if there is one
+    encoder: Path | None = None  # reads the first latent off the picture; None: the mean is the first
     settings: InversionSettings = InversionSettings()
     device: str = "cpu"
     command: str = ""
@@ -69,7 +69,7 @@ def run_inversion(options: PhotoOptions, say: Callable[[str], None]) -> PhotoRep
     network = find_network(options.network)
     generator = open_network(network, options.device)
     refuse_without_parts(generator, options.network)
-    encoder = open_encoder(generator, network, options)
+    encoder = open_encoder(generator, options)
     target = read_target(generator, options, say)
     camera = None if options.pose is None else camera_at(generator, *options.pose)
     make_folder(options.outdir)
@@ -89,13 +89,9 @@ def run_inversion(options: PhotoOptions, say: Callable[[str], None]) -> PhotoRep
     return _write(generator, found, target, options, network, time.monotonic() - started)
 
 
-def open_encoder(generator: Generator, network: Path, options: PhotoOptions) -> Encoder | None:
-    """The encoder that was asked for, or the one that training left beside the network; None where there is
-    none."""
+def open_encoder(generator: Generator, options: PhotoOptions) -> Encoder | None:
+    """The encoder that was asked for. Raises UserError where it does not belong to such a generator."""
     path = options.encoder
-    if path is None:
-        names = (f"{network.stem}-encoder.safetensors", ENCODER_FILE)
-        path = next((file for file in map(network.with_name, names) if file.is_file()), None)
     if path is None:
         return None
     encoder = Encoder.load(path, options.device).eval().requires_grad_(False)
@@ -165,6 +161,8 @@ def _write(
     pose = options.pose or found.pose
     save_latent(folder / LATENT, ws=found.ws, camera=found.camera)
     tuned = found.generator is not generator
+    for stale in (folder / GENERATOR, (folder / GENERATOR).with_suffix(".json")):
+        stale.unlink(missing_ok=True)  # an earlier inversion's does not belong to this latent
     if tuned:
         found.generator.save(folder / GENERATOR, {"tuned_from": network.name})
     write_mask(folder / "mask.png", class_map(last)[0].byte().cpu().numpy(), labels)

@@ -114,9 +114,13 @@ class StageTrainer:
         """Go on from a :meth:`state`. Random numbers depend on seed and step alone and need no state."""
         self.progress = Progress(**state["progress"])
         self.progress.done = self.fraction() >= 1  # the stage may be longer now
-        self.live.load_state_dict(state["live"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        try:
+            self.live.load_state_dict(state["live"])
+            self.average.load_state_dict(state["average"])
+            self.optimiser.load_state_dict(state["optimiser"])
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"--resume: the state of {self.name} does not fit: {reason}") from error
 
     def train(
         self, stage: Stage, curves: Curves, log_kimg: float, on_step: Callable[[Progress], None]
@@ -198,7 +202,8 @@ class StageTrainer:
 def refuse_other_run(outdir: Path, resume: Path | None) -> None:
     """Raises UserError if the folder holds another run than the one to resume: it would be overwritten."""
     state = outdir / STATE_FILE
-    if state.exists() and (resume is None or (resume if resume.is_dir() else resume.parent) != outdir):
+    own = resume is not None and (resume if resume.is_dir() else resume.parent).resolve() == outdir.resolve()
+    if state.exists() and not own:
         raise UserError(
             f"{outdir} holds a run already: go on with --resume {outdir}, or give another --outdir"
         )

@@ -77,7 +77,6 @@ class PriorTraining:
         for module in self.parts.modules().values():
             module.to(device)
         make_folder(outdir)
-        config_files.save(config, outdir / CONFIG_FILE)
         self.curves = Curves(outdir / "curves.jsonl")
 
     def run(self) -> Path:
@@ -201,6 +200,9 @@ class PriorTraining:
             "facts": self.facts,
             **extra,
         }
+        config_files.save(
+            self.config, self.outdir / CONFIG_FILE
+        )  # of this state: not before it is known to fit
         save_state(self.outdir, state)
 
 
