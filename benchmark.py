@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dnnlib.errors import UserError, user_errors
-from dnnlib.files import make_folder
+from dnnlib.files import check_writable
 from torch_utils.device import choose_device
 from training.acceleration import Acceleration
 from training.benchmark.run import GROUPS, ROOT, Options, run, save
@@ -74,7 +74,7 @@ def main(
         shrink=shrink,
     )
     if path is not None:
-        make_folder(path.parent)  # before the work whose results go there
+        check_writable(path)  # before the work whose results go there
     found, rows = run(options, click.echo)
     if path is not None:
         save(path, options, found, rows)

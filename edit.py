@@ -10,6 +10,7 @@ import click
 
 from dnnlib import config as config_files
 from dnnlib.errors import UserError, user_errors
+from dnnlib.options import PITCH, SEED, TRUNCATION, YAW, Finite
 from torch_utils.device import choose_device
 from training.acceleration import Acceleration, acceleration_options
 from training.distillation import OBJECTIVES
@@ -17,6 +18,7 @@ from training.editing.session import EditOptions, SourceOptions, export_mask, ru
 from training.editing.settings import EditSettings
 from training.network_source import BUNDLED, BUNDLED_PRIOR, network_option
 from training.prior import PriorMemory
+from training.stopping import terminated_as_interrupted
 
 _FILE = click.Path(path_type=Path)
 
@@ -30,20 +32,18 @@ _FILE = click.Path(path_type=Path)
 @click.option("--controlnet", help="ControlNet trained on masks, when the prior's folder has none.")
 @click.option("--attention-slicing", is_flag=True, help="Less memory for the prior, more time.")
 @click.option("--vae-tiling", is_flag=True, help="Less memory for the prior's autoencoder, slightly inexact.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Whose portrait: the seed of its latent.")
+@click.option("--seed", type=SEED, default=0, help="Whose portrait: the seed of its latent.")
 @click.option("--latent", type=_FILE, help="Its latent instead: .npz with ws, w or z.")
-@click.option("--trunc", type=float, default=0.7, help="Truncation of the latent.")
-@click.option("--yaw", type=float, default=0.0, help="Camera of the mask: radians, 0 is frontal.")
-@click.option("--pitch", type=float, default=0.0, help="Camera of the mask: radians, 0 is frontal.")
+@click.option("--trunc", type=TRUNCATION, default=0.7, help="Truncation of the latent.")
+@click.option("--yaw", type=YAW, default=0.0, help="Camera of the mask: radians, 0 is frontal.")
+@click.option("--pitch", type=PITCH, default=0.0, help="Camera of the mask: radians, 0 is frontal.")
 @click.option("--export-mask", type=_FILE, help="Write the portrait's mask here, to repaint, and stop.")
 @click.option("--classes", help="Classes to edit, as hair,hat.", show_default="where the masks differ")
 @click.option("--source-prompt", default="a portrait of a person", help="What the portrait shows now.")
 @click.option("--objective", type=click.Choice([each.name for each in OBJECTIVES]), default="cdgt")
 @click.option("--steps", type=click.IntRange(min=1), default=200)
-@click.option("--guidance", type=float, default=7.5, help="How strongly the prompt pulls.")
-@click.option(
-    "--seed-noise", type=click.IntRange(min=0), default=0, help="Seed of the optimisation's noise and views."
-)
+@click.option("--guidance", type=Finite(min=0), default=7.5, help="How strongly the prompt pulls.")
+@click.option("--seed-noise", type=SEED, default=0, help="Seed of the optimisation's noise and views.")
 @click.option("--device", help="cpu, cuda, cuda:1 ...", show_default="cuda where there is one")
 @acceleration_options
 @click.option(
@@ -87,7 +87,7 @@ def main(
     if export_mask is not None:
         _export(source, export_mask)
         return
-    if mask is None or not prompt:
+    if mask is None or not (prompt and prompt.strip()):
         which = "--mask" if mask is None else "--prompt"
         raise UserError(
             f"{which} is missing: `python edit.py --seed {seed} --export-mask m.png` writes a mask,"
@@ -106,7 +106,8 @@ def main(
         settings=config_files.load(EditSettings, chosen, overrides),
         command=shlex.join(["python", *sys.argv]),
     )
-    report = run_edit(source, options, say=click.echo)
+    with terminated_as_interrupted():
+        report = run_edit(source, options, say=click.echo)
     click.echo(
         f"mask_iou {report.mask_iou:.2f}, psnr_outside_region {report.psnr_outside_region:.1f} dB, "
         f"{report.seconds['total']:.0f} s; look at {outdir / 'views.png'} and {outdir / 'turntable.mp4'}"

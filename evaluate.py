@@ -13,7 +13,8 @@ from datasets.labels import label_set
 from datasets.portraits import BUNDLED, BUNDLED_VIEWS
 from dnnlib import config as config_files
 from dnnlib.errors import UserError, user_errors
-from dnnlib.files import make_folder
+from dnnlib.files import check_writable
+from dnnlib.options import SEED, TRUNCATION, Finite
 from torch_utils.device import choose_device
 from training.distillation import OBJECTIVES
 from training.editing.settings import EditSettings
@@ -47,7 +48,7 @@ def main() -> None:
 def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
     """Says that a file cannot be written before the work whose results would go there."""
     if path is not None:
-        make_folder(path.parent)
+        check_writable(path)
     return path
 
 
@@ -88,9 +89,9 @@ _DATA = click.option(
 )
 _MASKS = click.option("--masks", type=_FILE, help="Their masks, when not beside them.")
 _HELD_OUT = click.option(
-    "--held-out", type=click.FloatRange(0, 1, min_open=True), default=HELD_OUT, help="Share used, at its end."
+    "--held-out", type=Finite(0, 1, min_open=True), default=HELD_OUT, help="Share used, at its end."
 )
-_TRUNC = click.option("--trunc", type=float, default=1.0, help="Truncation: 1 is the full variety.")
+_TRUNC = click.option("--trunc", type=TRUNCATION, default=1.0, help="Truncation: 1 is the full variety.")
 _REFERENCES = click.option("--references/--no-references", default=True, help="Score what it compares with.")
 
 
@@ -102,7 +103,7 @@ _REFERENCES = click.option("--references/--no-references", default=True, help="S
 @_TRUNC
 @_REFERENCES
 @click.option("--features", type=click.Choice(NAMES), default="auto", help="Network of FID, KID and so on.")
-@click.option("--seed", type=int, default=0, help="Of the latents.")
+@click.option("--seed", type=SEED, default=0, help="Of the latents.")
 @user_errors
 def quality(
     network: Path,
@@ -203,9 +204,7 @@ def geometry(
 @_HELD_OUT
 @click.option("--prior", default=str(BUNDLED_PRIOR), help="Diffusion prior.", show_default="bundled")
 @click.option("--cases", help="Which of the fixed list, as 0-9 or hat-red,bald-1.", show_default="all")
-@click.option(
-    "--first-seed", type=click.IntRange(min=0), default=FIRST_SEED, help="Another: the list on other people."
-)
+@click.option("--first-seed", type=SEED, default=FIRST_SEED, help="Another: the list on other people.")
 @click.option("--list", "list_only", is_flag=True, help="Print the fixed list and stop.")
 @click.option(
     "--outdir", type=_FILE, default=Path("out/edits"), help="A folder per case; finished ones stay."
@@ -242,11 +241,13 @@ def edits(
     network = find_network(network)
     config = _open(network, device).config
     run = EditRun(network, prior, outdir, settings, device, rescore, first_seed)
-    found = evaluate_edits(run, chosen, label_set(config.labels), click.echo)
+    portraits = None
     if evaluation.fits(data, config, "--data", click.echo):
         portraits = read_set(
             data, config.labels, config.resolution, share=held_out, at_least=evaluation.FEWEST
         )
+    found = evaluate_edits(run, chosen, label_set(config.labels), click.echo)
+    if portraits is not None:
         found["mean"]["true"] = score_true(portraits, EditJudges.load(device))
     _finish(found, json_path, watch, device, network=str(network), prior=prior, outdir=str(outdir))
 
@@ -259,8 +260,8 @@ def edits(
 @click.option("--controlnet", help="ControlNet trained on masks, when the prior's folder has none.")
 @click.option("--count", type=click.IntRange(min=2), help="Portraits.", show_default="all held out")
 @click.option("--steps", type=click.IntRange(min=1), default=25, help="Of DDIM.")
-@click.option("--guidance", type=float, default=4.0)
-@click.option("--seed", type=int, default=0, help="Of the noise.")
+@click.option("--guidance", type=Finite(min=0), default=4.0)
+@click.option("--seed", type=SEED, default=0, help="Of the noise.")
 @user_errors
 def prior(
     json_path: Path | None,

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dnnlib.errors import user_errors
+from dnnlib.options import PITCH, TRUNCATION, YAW
 from torch_utils.device import choose_device
 from training.acceleration import Acceleration, acceleration_options
 from training.gallery import generate, parse_seeds
@@ -17,9 +18,11 @@ from training.network_source import network_option
 @click.option("--seeds", default="0-7", help="As 0-7 or 1,5,9.")
 @click.option("--outdir", type=click.Path(path_type=Path), default=Path("out/generate"))
 @network_option
-@click.option("--trunc", type=float, default=0.7, help="Truncation: 0 is the mean face, 1 the full variety.")
-@click.option("--yaw", type=float, default=0.0, help="Radians, 0 is frontal.")
-@click.option("--pitch", type=float, default=0.0, help="Radians, 0 is frontal.")
+@click.option(
+    "--trunc", type=TRUNCATION, default=0.7, help="Truncation: 0 is the mean face, 1 the full variety."
+)
+@click.option("--yaw", type=YAW, default=0.0, help="Radians, 0 is frontal.")
+@click.option("--pitch", type=PITCH, default=0.0, help="Radians, 0 is frontal.")
 @click.option("--video", is_flag=True, help="A turntable of each (.mp4).")
 @click.option("--mesh", is_flag=True, help="The surface of each, with vertex colours (.ply, .glb).")
 @click.option("--device", help="cpu, cuda, cuda:1 ...", show_default="cuda where there is one")

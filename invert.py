@@ -10,10 +10,12 @@ import click
 
 from dnnlib import config as config_files
 from dnnlib.errors import UserError, user_errors
+from dnnlib.options import PITCH, YAW
 from torch_utils.device import choose_device
 from training.editing.inversion import InversionSettings
 from training.editing.photo import PhotoOptions, run_inversion
 from training.network_source import network_option
+from training.stopping import terminated_as_interrupted
 
 _FILE = click.Path(path_type=Path)
 
@@ -29,10 +31,8 @@ _FILE = click.Path(path_type=Path)
     help="Reads the first latent off the picture: a run's encoder.safetensors.",
     show_default="the mean",
 )
-@click.option(
-    "--yaw", type=float, help="Where it was taken from: radians, 0 is frontal.", show_default="found"
-)
-@click.option("--pitch", type=float, help="The same, up and down.", show_default="found")
+@click.option("--yaw", type=YAW, help="Where it was taken from: radians, 0 is frontal.", show_default="found")
+@click.option("--pitch", type=PITCH, help="The same, up and down.", show_default="found")
 @click.option("--steps", type=click.IntRange(min=1), default=200, help="Steps that fit the latent.")
 @click.option("--tune", type=click.IntRange(min=0), default=200, help="Steps that tune the generator to it.")
 @click.option("--device", help="cpu, cuda, cuda:1 ...", show_default="cuda where there is one")
@@ -65,20 +65,21 @@ def main(
     if (yaw is None) != (pitch is None):
         raise UserError("give both --yaw and --pitch, or neither, then they are sought")
     chosen = {"fit_steps": steps, "tune_steps": tune}
-    report = run_inversion(
-        PhotoOptions(
-            network=network,
-            image=image,
-            mask=mask,
-            outdir=outdir,
-            pose=None if yaw is None else (yaw, pitch),
-            encoder=encoder,
-            settings=config_files.load(InversionSettings, chosen, overrides),
-            device=choose_device(device),
-            command=shlex.join(["python", *sys.argv]),
-        ),
-        say=click.echo,
-    )
+    with terminated_as_interrupted():
+        report = run_inversion(
+            PhotoOptions(
+                network=network,
+                image=image,
+                mask=mask,
+                outdir=outdir,
+                pose=None if yaw is None else (yaw, pitch),
+                encoder=encoder,
+                settings=config_files.load(InversionSettings, chosen, overrides),
+                device=choose_device(device),
+                command=shlex.join(["python", *sys.argv]),
+            ),
+            say=click.echo,
+        )
     click.echo(
         f"yaw {report.yaw:.2f}, pitch {report.pitch:.2f}; {report.psnr_latent:.1f} dB by the latent, "
         f"{report.psnr:.1f} dB tuned, {report.seconds:.0f} s; look at {outdir / 'views.png'}, then: "

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dnnlib.errors import user_errors
+from dnnlib.options import SEED, Finite
 from training import launch
 
 
@@ -38,9 +39,9 @@ from training import launch
     is_flag=True,
     help="With --resume: the adversarial phase from its start, with new discriminators and a new parser.",
 )
-@click.option("--seed", type=int, help="Random seed.")
+@click.option("--seed", type=SEED, help="Random seed.")
 @click.option("--workers", type=int, help="Processes that read pictures.")
-@click.option("--minutes", type=float, help="Stop in good order after so many minutes.")
+@click.option("--minutes", type=Finite(min=0), help="Stop in good order after so many minutes.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Any field of training/config.py.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and its cost, then stop.")
 @user_errors

@@ -25,7 +25,10 @@ from training.prior.train import train_prior
     "--data", type=click.Path(), help="Portrait set: images/, masks/, normals/, dataset.json with captions."
 )
 @click.option(
-    "--outdir", type=click.Path(path_type=Path), required=True, help="Run folder; the prior is in prior/."
+    "--outdir",
+    type=click.Path(path_type=Path),
+    help="Run folder; the prior is in prior/.",
+    show_default="the run that --resume names",
 )
 @click.option(
     "--controlnet-only", is_flag=True, help="Train a mask ControlNet for --base, which stays as it is."
@@ -60,7 +63,7 @@ from training.prior.train import train_prior
 @user_errors
 def main(
     data: str | None,
-    outdir: Path,
+    outdir: Path | None,
     controlnet_only: bool,
     base: str | None,
     masks: str | None,
@@ -77,6 +80,10 @@ def main(
     overrides: tuple[str, ...],
 ) -> None:
     """Train a small latent diffusion model on portraits, their normal maps, masks and captions."""
+    if outdir is None:
+        if resume is None:
+            raise UserError("--outdir is missing: give the folder of the run")
+        outdir = resume if resume.is_dir() else resume.parent
     if resume and not config_path:
         saved = (resume if resume.is_dir() else resume.parent) / CONFIG_FILE
         config_path = str(saved) if saved.is_file() else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import ParamSpec, TypeVar
@@ -27,6 +28,8 @@ class _CommandFailed(click.ClickException):
 def user_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Decorate the function of a click command: a :class:`UserError` ends it with one line and exit code 2.
 
+    A file that cannot be read or written, where nobody foresaw it, does the same.
+
     ::
 
         @click.command()
@@ -41,6 +44,13 @@ def user_errors(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except UserError as error:
             raise _CommandFailed(one_line(error)) from error
+        except OSError as error:
+            # a full disk, a folder that may not be written: what nobody foresaw, and no fault of this program
+            if error.filename is None and error.errno != errno.ENOSPC:
+                raise
+            where = f"{error.filename}: " if error.filename is not None else ""
+            reason = f"{where}{error.strerror or error}"
+            raise _CommandFailed(f"{reason}: make room, or give another place") from error
 
     return guarded
 

@@ -30,6 +30,14 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Makes the folder of a file to be written later; UserError where the file could not be written."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give the name of a file to write")
+    make_folder(path.parent)
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path``; after the block it takes the place of ``path``.
@@ -38,9 +46,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     folder is made. The suffix is kept because many writers choose their format by it.
     """
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: give the name of a file to write")
-    make_folder(path.parent)
+    check_writable(path)
     # in the same folder: os.replace is atomic only within one file system
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.{secrets.token_hex(4)}{path.suffix}")
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from edit import main
 from tests.tiny_generator import TINY_GENERATOR
 from training.acceleration import Acceleration
 from training.editing.export import load_edit
+from training.editing.optimise import EditOptimiser, StepLosses
 from training.generator import Generator
 from training.pictures import look, to_uint8
 from training.prior.config import AutoencoderConfig, DiffusionConfig, PriorConfig, TextConfig
@@ -220,3 +223,72 @@ def test_an_edit_of_another_network_is_not_opened(edited, models: Path, tmp_path
     generator.save(tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="SHA-256"):
         load_edit(edited[1], network=tmp_path / "other.safetensors")
+
+
+def test_a_painted_mask_is_not_overwritten(models: Path, tmp_path: Path) -> None:
+    mask = tmp_path / "m.png"
+    for _ in range(2):  # the same one again is no loss
+        assert run(models, "--seed", 5, "--export-mask", mask).exit_code == 0
+    repaint(mask)
+    painted = mask.read_bytes()
+    result = run(models, "--seed", 5, "--export-mask", mask)
+    assert result.exit_code == 2 and "painted perhaps" in result.output
+    assert mask.read_bytes() == painted
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--yaw", 30),
+        ("--pitch", "nan"),
+        ("--trunc", "inf"),
+        ("--seed", 2**32),
+        ("--seed-noise", 10**20),
+        ("--guidance", "nan"),
+        ("--device", "cpu:7"),
+        ("--set", "lr=nan"),
+    ],
+)
+def test_numbers_that_nothing_can_be_made_of_are_refused(
+    edited, models: Path, tmp_path: Path, options
+) -> None:
+    mask, *_ = edited
+    fixed = (
+        "--seed",
+        5,
+        "--mask",
+        mask,
+        "--prompt",
+        "a person wearing a red hat",
+        "--outdir",
+        tmp_path / "o",
+    )
+    result = run(models, *fixed, *FAST, *options)
+    assert result.exit_code == 2, result.output
+    assert not (tmp_path / "o").exists()
+
+
+def test_sigterm_keeps_what_there_is(edited, models: Path, tmp_path: Path, monkeypatch) -> None:
+    mask, *_ = edited
+    step = EditOptimiser.step
+
+    def step_and_terminate(self: EditOptimiser, index: int) -> StepLosses:
+        losses = step(self, index)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return losses
+
+    monkeypatch.setattr(EditOptimiser, "step", step_and_terminate)
+    fixed = (
+        "--seed",
+        3,
+        "--mask",
+        mask,
+        "--prompt",
+        "a person wearing a red hat",
+        "--outdir",
+        tmp_path / "o",
+    )
+    result = run(models, *fixed, *FAST)
+    assert result.exit_code == 0 and "stopped after" in result.output, result.output
+    assert {path.name for path in (tmp_path / "o").iterdir()} >= RESULTS - {"mesh.ply", "mesh.glb"}
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -138,3 +138,30 @@ def test_encoder_of_another_network_is_refused(folder: Path, change: dict, messa
     Encoder(replace(sizes, **change)).save(folder / "other.safetensors")
     result = run(folder, "--mask", folder / "mask.png", "--encoder", folder / "other.safetensors")
     assert result.exit_code == 2 and message in result.output, result.output
+
+
+def test_pictures_that_mean_something_else_are_refused(folder: Path) -> None:
+    deep, clear = folder / "deep.png", folder / "clear.png"
+    Image.fromarray(np.full((16, 16), 40000, dtype=np.uint16)).save(deep)
+    Image.fromarray(np.zeros((16, 16, 4), dtype=np.uint8)).save(clear)
+    for picture, message in ((deep, "16 bits"), (clear, "transparent")):
+        result = run(folder, "--mask", folder / "mask.png", "--image", picture)
+        assert result.exit_code == 2 and message in result.output, result.output
+
+
+@pytest.mark.parametrize(
+    "setting", ["starts=[]", "start_steps=0", "chunk=-5", "mask=-7", "lr=nan", "lr=1e30", "seed=-1"]
+)
+def test_settings_that_cannot_work_leave_nothing(folder: Path, setting: str) -> None:
+    out = folder / setting.replace("=", "-")
+    result = run(folder, "--mask", folder / "mask.png", "--outdir", out, "--set", setting)
+    assert result.exit_code == 2, result.output
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_second_inversion_leaves_nothing_of_the_first(folder: Path) -> None:
+    options = ("--mask", folder / "mask.png", "--outdir", folder / "twice", "--yaw", 0, "--pitch", 0)
+    assert run(folder, *options).exit_code == 0
+    assert (folder / "twice/generator.safetensors").exists()
+    assert run(folder, *options, "--tune", 0).exit_code == 0
+    assert not list((folder / "twice").glob("generator.*"))

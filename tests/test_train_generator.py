@@ -87,7 +87,7 @@ def test_the_command_that_it_suggests_works(root: Path, monkeypatch: pytest.Monk
         (("--cfg", "portraits-64", "--set", "loss.gama=1"), "did you mean 'loss.gamma'"),
         (("--cfg", "nowhere.yaml"), "nowhere.yaml"),
         ((), "give --cfg"),
-        (("--resume", "nowhere"), "--cfg"),
+        (("--resume", "nowhere"), "there is no such run"),
         (("--cfg", "portraits-64", "--fresh-judges"), "needs --resume"),
     ],
 )

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_path, read_json, write_json
+from dnnlib.files import atomic_path, check_writable, read_json, write_json
 
 _META = "meta"  # key of our JSON in the safetensors header
 
@@ -31,10 +32,27 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], meta: Mapp
     if path.suffix != ".safetensors":
         raise ValueError(f"a checkpoint ends in .safetensors, not '{path.suffix}'")
     text = json.dumps(meta)
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, _writing(path):
         save_file(_independent(tensors), temporary, metadata={_META: text})
         os.chmod(temporary, 0o666 & ~_umask())  # safetensors writes files that only their owner can read
     write_json(path.with_suffix(".json"), meta)
+
+
+def check_name(path: str | os.PathLike[str]) -> None:
+    """UserError where a checkpoint could not be written to ``path``: to be asked before the work that it is
+    to keep."""
+    if Path(path).suffix != ".safetensors":
+        raise UserError(f"{path}: give a name that ends in .safetensors")
+    check_writable(path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A full disk, which safetensors has an error of its own for."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
 
 
 def load(

@@ -18,6 +18,8 @@ def choose_device(name: str | None = None) -> str:
     """
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda") or (name.startswith("cpu") and name != "cpu"):
+        raise UserError(f"--device {name} cannot be used (cpu, cuda, cuda:1 ... are known); try --device cpu")
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -102,6 +102,8 @@ def _source(cfg: str | None, resume: Path | None) -> Path:
     if cfg is None:
         if resume is None:
             raise UserError(f"give --cfg: {', '.join(_bundled())}, or a YAML file; to try it: {TRY}")
+        if not resume.exists():
+            raise UserError(f"--resume {resume}: there is no such run or file")
         saved = _folder(resume) / loop.CONFIG_FILE
         if not saved.is_file():
             raise UserError(f"--resume {resume}: {saved} is not there, so say which configuration with --cfg")

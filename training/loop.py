@@ -29,6 +29,7 @@ from training.graphs import Recorder
 from training.growing import grow
 from training.networks.encoder import ENCODER_FILE, Encoder
 from training.phases import Context, Phase, SpherePhase, build_models, local_batch
+from training.reconstruction import Reconstruction
 from training.schedules import crossed, moment
 from training.stopping import StopSignals
 from training.updates import FiniteGuard
@@ -79,12 +80,25 @@ class Trainer:
         self.data = self._open_data(())
         self.scenes = snapshots.fixed_scenes(config.generator.z_dim, self.data.cameras(), config.seed, device)
         self.phase: Phase
-        AdversarialPhase(self.context)  # what it demands of the batch is said before other phases have worked
+        self._check_later_phases()
         if resume is not None:
             self._resume(resume, fresh_judges)
         else:
             self._take_encoder()
             self._enter_phase()
+
+    def _check_later_phases(self) -> None:
+        """What phases demand of the batch and the pictures is said before others have worked for hours."""
+        AdversarialPhase(self.context)
+        if self.context.models.encoder is None:
+            return
+        try:
+            self._open_data(Reconstruction(self.context).extras)
+        except UserError as error:
+            raise UserError(
+                f"{error}; pictures without depth and normals are trained on without reconstructions: "
+                "--set warm_start.kimg=0 --set warm_start.keep=0"
+            ) from error
 
     def run(self, minutes: float | None = None) -> bool:
         """Trains until the last phase is finished (True), or until a signal or the time limit (False)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import click
 import pytest
 import torch
@@ -60,3 +62,22 @@ def test_names_stand_for_things_in_their_order():
     assert named("--only", "blue, red", known) == [3, 1]
     with pytest.raises(UserError, match="--only: there is no 'gren'; did you mean 'green'"):
         named("--only", "red,gren", known)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "No space left on device: make room"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "/x: Permission denied"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, ""),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_too(error, code, said):
+    @click.command()
+    @user_errors
+    def command() -> None:
+        raise error
+
+    result = CliRunner().invoke(command)
+    assert result.exit_code == code and said in result.output
+    assert len(result.output.splitlines()) <= 1

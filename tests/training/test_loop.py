@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,8 +13,10 @@ import torch
 
 from dnnlib import config as config_files
 from dnnlib.errors import UserError
+from tests.training.conftest import write_set
 from tests.training.two_processes import run_in_group
 from training import loop, phases, snapshots
+from training.adversarial import AdversarialPhase
 from training.curves import read_curves
 from training.generator import Generator
 from training.loop import Trainer
@@ -272,3 +276,43 @@ def test_encoder_that_does_not_fit_is_refused(tiny, tmp_path: Path, overrides, m
     phases.build_models(config, CPU).encoder.save(file)
     with pytest.raises(UserError, match=message):
         Trainer(tiny(*overrides, f"warm_start.encoder={file}"), tmp_path / "run", CPU)
+
+
+def test_pictures_without_depth_are_refused_before_the_first_step(tiny, tmp_path: Path):
+    bare = write_set(tmp_path / "set", 16, 3)
+    shutil.rmtree(bare / "depth")
+    config = tiny("warm_start.kimg=1", "warm_start.batch=4", f"data.images={bare}")
+    with pytest.raises(UserError, match="warm_start.kimg=0"):
+        Trainer(config, tmp_path / "run", CPU)
+    assert Trainer(tiny(f"data.images={bare}"), tmp_path / "run", CPU).phase.name == "sphere"
+
+
+def test_signals_to_the_whole_group_end_the_run_in_good_order(tiny, tmp_path: Path, monkeypatch):
+    """As `timeout` and batch systems send them: the workers that read pictures must not die of it."""
+    trainer = Trainer(tiny("data.workers=1", "kimg=10", "sphere.steps=0"), tmp_path, CPU)
+    step = trainer.phase.step
+
+    def step_and_signal(batch, images: int) -> None:
+        step(batch, images)
+        if images == 0:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.phase.step = step_and_signal
+    assert not trainer.run()
+    assert snapshots.find_states(tmp_path)
+
+
+def test_end_of_a_warm_start_is_saved_before_what_follows(tiny, tmp_path: Path, monkeypatch):
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(AdversarialPhase, "step", broken)
+    config = tiny("warm_start.kimg=0.008", "warm_start.batch=4", "warm_start.keep=0.5", "kimg=0.004")
+    with pytest.raises(ZeroDivisionError):
+        run(config, tmp_path)
+    monkeypatch.undo()
+    again = Trainer(config, tmp_path, CPU, tmp_path)
+    assert (again.phase.name, again.progress.total) == ("adversarial", 8)
+    assert again.run()

@@ -49,9 +49,12 @@ def write_meshes(folder: Path, scene: Scene, resolution: int) -> bool:
     box_warp = scene.generator.config.camera.box_warp
     device = device_of(scene.generator)
     mesh = extract_mesh(scene.field, box_warp, resolution=resolution, device=device)
+    files = folder / "mesh.ply", folder / "mesh.glb"
     if mesh is None:
+        for stale in files:  # of an earlier edit into the same folder
+            stale.unlink(missing_ok=True)
         return False
-    write_mesh(mesh, folder / "mesh.ply", folder / "mesh.glb")
+    write_mesh(mesh, *files)
     return True
 
 

@@ -10,12 +10,15 @@ tuned generator must keep the depth and the mask that it had.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from dnnlib.config import check_least
+from dnnlib.errors import UserError
 from training.generator import Generator, Rendering, Want
 from training.networks.encoder import Encoder
 from training.reconstruction import image_terms, mask_loss, pixel_weights
@@ -55,6 +58,12 @@ class InversionSettings:
     mask: float = 0.5  # weight of the mask's cross-entropy
     chunk: int = 8192  # rays that are evaluated at once; gradients recompute them: memory against time
     seed: int = 0  # of the views that keep the shape
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "start_steps", "fit_steps", "chunk")
+        check_least(self, 0, "tune_steps", "lr", "lr_pose", "lr_tune", "mask", "seed")
+        if not self.starts:
+            raise UserError("starts is empty: give at least one yaw to begin from")
 
 
 @dataclass(frozen=True)
@@ -121,10 +130,18 @@ def fit(
             (loss * count).backward()
             optimiser.step()
             rate.step()
-            progress(loss.item())
+            progress(_finite(loss))
     except KeyboardInterrupt:
         interrupted = True
     return Fitted(ws.detach(), None if pose is None else pose.detach(), interrupted)
+
+
+def _finite(loss: Tensor) -> float:
+    """Its value. Nothing comes back from a nan: better no latent than one of those."""
+    value = loss.item()
+    if not math.isfinite(value):
+        raise UserError(f"the fit has diverged (its loss is {value}): give smaller learning rates")
+    return value
 
 
 def likeness(
@@ -254,7 +271,7 @@ def tune(
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
-            progress(loss.item())
+            progress(_finite(loss))
     except KeyboardInterrupt:
         interrupted = True
     return tuned.eval().requires_grad_(False), interrupted

@@ -129,7 +129,12 @@ def _read_image(path: Path, side: int) -> Tensor:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the picture {path}: {error.strerror or error}") from error
-    picture = ImageOps.exif_transpose(decode_image(data, str(path))).convert("RGB")
+    picture = ImageOps.exif_transpose(decode_image(data, str(path)))
+    if picture.mode.startswith(("I", "F")):
+        raise UserError(f"{path} has 16 bits a pixel or more: save it with 8")
+    if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
+        raise UserError(f"{path} is transparent in places: put it on a background")
+    picture = picture.convert("RGB")
     if picture.width != picture.height:
         raise UserError(
             f"{path} is {picture.width}x{picture.height}: crop it to a square, framed like the pictures "

@@ -82,6 +82,8 @@ def psnr(before: Tensor, after: Tensor, where: Tensor) -> float:
         return _LARGEST_PSNR
     difference = (before.clamp(-1, 1) - after.clamp(-1, 1))[:, where] / 2
     error = difference.square().mean().item()
+    if math.isnan(error):
+        return error
     return _LARGEST_PSNR if error == 0 else min(_LARGEST_PSNR, -10 * math.log10(error))
 
 

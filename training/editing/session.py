@@ -111,9 +111,23 @@ def export_mask(options: SourceOptions, path: Path) -> Path:
     """Writes the portrait's mask to ``path`` and its picture beside it; returns the picture's path."""
     source = open_source(options)
     picture = path.with_name(f"{path.stem}_portrait.png")
-    write_mask(path, class_map(source.view)[0].byte().cpu().numpy(), source.labels)
+    classes = class_map(source.view)[0].byte().cpu()
+    if path.is_file() and not _holds_mask(path, classes, source.labels):
+        raise UserError(
+            f"{path} exists and is another picture, painted perhaps: give --export-mask another name"
+        )
+    write_mask(path, classes.numpy(), source.labels)
     write_png(picture, to_uint8(source.view.image[0]))
     return picture
+
+
+def _holds_mask(path: Path, classes: torch.Tensor, labels: LabelSet) -> bool:
+    """Whether a file is this very mask (H, W)."""
+    try:
+        found = torch.from_numpy(read_mask(path, labels))
+    except UserError:
+        return False
+    return found.shape == classes.shape and bool((found == classes).all())
 
 
 def run_edit(source_options: SourceOptions, options: EditOptions, say: Say) -> Report:

@@ -31,7 +31,8 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     metric = FrechetInceptionDistance(feature=_Given(real.shape[1]))
     metric.update(real.double().cpu(), real=True)
     metric.update(fake.double().cpu(), real=False)
-    return max(0.0, metric.compute().item())  # the square root's rounding can leave -1e-12
+    distance = metric.compute().item()
+    return max(distance, 0.0)  # the square root's rounding can leave -1e-12; nan stays nan
 
 
 def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int = 50, most: int = 1000) -> float:

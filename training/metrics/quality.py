@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from datasets.labels import LabelSet
+from dnnlib.errors import UserError
 from training.metrics.distributions import (
     frechet_distance,
     kernel_distance,
@@ -38,10 +39,13 @@ class Quality:
 def score_quality(
     portraits: Portraits, true: Portraits, network: FeatureNetwork, reader: Reader | None, labels: LabelSet
 ) -> Quality:
-    """``reader`` None, or one of other labels: masks are not scored.
+    """``reader`` None, or one of other labels: masks are not scored. Raises UserError where a picture is not
+    made of numbers: distances would then be too.
 
     Which classes count for the mean mask IoU is decided by the true masks: those that 2 % of them have.
     """
+    if not portraits.images.isfinite().all():
+        raise UserError("the pictures to be scored are not numbers (nan): the generator's weights are broken")
     real, fake = network(true.images), network(portraits.images)
     precision, recall = precision_recall(real, fake)
     mean, by_class = mask_scores(portraits, true.masks, reader, labels)

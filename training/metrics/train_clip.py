@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dnnlib.errors import UserError, user_errors
+from torch_utils import checkpoint
 from training.metrics.clip import ClipConfig, PortraitClip
 from training.metrics.portrait_set import PortraitSet, fit, read_set, to_float, varied
 from training.prior.vocabulary import split_words
@@ -51,6 +52,7 @@ def retrieval(clip: PortraitClip, pictures: PortraitSet) -> dict[str, float]:
 def main(data: Path, out: Path, steps: int, batch: int, lr: float, seed: int, start: Path | None) -> None:
     """Train on all but the last tenth of the set, print how well that tenth is retrieved, write the model."""
     config = ClipConfig()
+    checkpoint.check_name(out)
     train, held_out = read_set(data, "ffhq-mask", config.image_size).split()
     if not any(train.captions):
         raise UserError(f"{data}/dataset.json has no captions")

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from datasets.portraits.sampling import SIGNED_MORPHS
 from dnnlib.errors import UserError, user_errors
+from torch_utils import checkpoint
 from training.metrics.identity import IdentityConfig, IdentityNet
 from training.metrics.portrait_set import PortraitSet, fit, read_set, to_float, varied
 
@@ -114,6 +115,7 @@ def main(
     seed: int,
 ) -> None:
     """Train, print how well views of the test heads are told apart, write the network."""
+    checkpoint.check_name(out)
     config = IdentityConfig()
     singles, _ = read_set(data, config.labels, config.resolution, records=True).split()
     turned = read_set(views, config.labels, config.resolution)

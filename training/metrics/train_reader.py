@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dnnlib.errors import user_errors
+from torch_utils import checkpoint
 from training.metrics.attributes import ATTRIBUTES, HIDDEN, targets
 from training.metrics.portrait_set import PortraitSet, fit, read_set, to_float, varied
 from training.metrics.reader import Reader, ReaderConfig, Reading
@@ -65,6 +66,7 @@ def score(reader: Reader, pictures: PortraitSet) -> dict:
 def main(data: Path, out: Path, steps: int, batch: int, lr: float, seed: int, start: Path | None) -> None:
     """Train on all but the last tenth of the set, print how well that tenth is read, write the network."""
     config = ReaderConfig()
+    checkpoint.check_name(out)
     train, held_out = read_set(data, config.labels, config.resolution, records=True).split()
     wanted = all_targets(train)
     torch.manual_seed(seed)

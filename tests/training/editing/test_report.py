@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -54,6 +56,11 @@ def test_psnr_by_hand() -> None:
     assert psnr(before, before, where) == 99.0
     # values beyond the range of a picture are clamped, as they are when it is written
     assert psnr(torch.ones(3, 2, 2), torch.full((3, 2, 2), 1.5), where) == 99.0
+
+
+def test_psnr_of_what_is_no_picture_is_none() -> None:
+    picture = torch.full((3, 4, 4), math.nan)
+    assert math.isnan(psnr(picture, torch.zeros(3, 4, 4), torch.ones(4, 4, dtype=torch.bool)))
 
 
 def test_versions_and_losses_are_plain_json() -> None:

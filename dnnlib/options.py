@@ -1,0 +1,41 @@
+"""Kinds of numbers on the command line that click does not check by itself."""
+
+from __future__ import annotations
+
+import math
+
+import click
+
+LARGEST_SEED = 2**32 - 1  # numpy's
+
+
+class Finite(click.FloatRange):
+    """A number from ``min`` to ``max`` that is neither nan nor infinite."""
+
+    name = "number"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a number to work with", param, ctx)
+        return number
+
+
+class Angle(Finite):
+    """Radians, at most ``largest`` to both sides; degrees by mistake are told so."""
+
+    def __init__(self, largest: float) -> None:
+        super().__init__()
+        self.largest = largest
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        angle = super().convert(value, param, ctx)
+        if abs(angle) > self.largest:
+            self.fail(f"{angle:g} is out of range: give radians, at most {self.largest:.2f}", param, ctx)
+        return angle
+
+
+YAW = Angle(math.pi)
+PITCH = Angle(math.pi / 2)
+TRUNCATION = Finite(min=-10, max=10)
+SEED = click.IntRange(min=0, max=LARGEST_SEED)
