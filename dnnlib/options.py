@@ -22,20 +22,19 @@ class Finite(click.FloatRange):
 
 
 class Angle(Finite):
-    """Radians, at most ``largest`` to both sides; degrees by mistake are told so."""
+    """Radians, at most ``largest`` to both sides; who gives degrees is told so."""
 
     def __init__(self, largest: float) -> None:
-        super().__init__()
-        self.largest = largest
+        super().__init__(-largest, largest)
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        angle = super().convert(value, param, ctx)
-        if abs(angle) > self.largest:
-            self.fail(f"{angle:g} is out of range: give radians, at most {self.largest:.2f}", param, ctx)
-        return angle
+        angle = click.FLOAT.convert(value, param, ctx)
+        if math.isfinite(angle) and abs(angle) > self.max:
+            self.fail(f"{angle:g} is out of range: give radians, at most {self.max:g}", param, ctx)
+        return super().convert(value, param, ctx)
 
 
-YAW = Angle(math.pi)
-PITCH = Angle(math.pi / 2)
+YAW = Angle(3.1416)  # all round
+PITCH = Angle(1.5708)  # from pole to pole
 TRUNCATION = Finite(min=-10, max=10)
 SEED = click.IntRange(min=0, max=LARGEST_SEED)

@@ -68,6 +68,12 @@ def run(models: Path, *options: object) -> Result:
     return CliRunner().invoke(main, [str(option) for option in (*fixed, *options)])
 
 
+def run_red_hat(models: Path, mask: Path, outdir: Path, *options: object) -> Result:
+    """A few steps from the mask of the ``edited`` portrait."""
+    words = ("--seed", 3, "--mask", mask, "--prompt", "a person wearing a red hat", "--outdir", outdir)
+    return run(models, *words, *FAST, *options)
+
+
 def repaint(path: Path, side: int | None = None) -> None:
     """A hat on top of the mask that is there; ``side`` also enlarges it."""
     mask = read_mask(path, LABELS).copy()
@@ -253,17 +259,7 @@ def test_numbers_that_nothing_can_be_made_of_are_refused(
     edited, models: Path, tmp_path: Path, options
 ) -> None:
     mask, *_ = edited
-    fixed = (
-        "--seed",
-        5,
-        "--mask",
-        mask,
-        "--prompt",
-        "a person wearing a red hat",
-        "--outdir",
-        tmp_path / "o",
-    )
-    result = run(models, *fixed, *FAST, *options)
+    result = run_red_hat(models, mask, tmp_path / "o", *options)
     assert result.exit_code == 2, result.output
     assert not (tmp_path / "o").exists()
 
@@ -278,17 +274,7 @@ def test_sigterm_keeps_what_there_is(edited, models: Path, tmp_path: Path, monke
         return losses
 
     monkeypatch.setattr(EditOptimiser, "step", step_and_terminate)
-    fixed = (
-        "--seed",
-        3,
-        "--mask",
-        mask,
-        "--prompt",
-        "a person wearing a red hat",
-        "--outdir",
-        tmp_path / "o",
-    )
-    result = run(models, *fixed, *FAST)
+    result = run_red_hat(models, mask, tmp_path / "o")
     assert result.exit_code == 0 and "stopped after" in result.output, result.output
     assert {path.name for path in (tmp_path / "o").iterdir()} >= RESULTS - {"mesh.ply", "mesh.glb"}
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -1,0 +1,45 @@
+"""Numbers of the command line."""
+
+from __future__ import annotations
+
+import math
+
+import click
+import pytest
+
+from dnnlib.options import PITCH, SEED, TRUNCATION, YAW, Finite
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (YAW, "-0.5", -0.5),
+        (YAW, str(math.pi), math.pi),
+        (PITCH, str(-math.pi / 2), -math.pi / 2),
+        (TRUNCATION, "0.7", 0.7),
+        (SEED, str(2**32 - 1), 2**32 - 1),
+        (Finite(min=0), "1e3", 1000.0),
+    ],
+)
+def test_numbers_in_range_are_taken(kind, text, value):
+    assert kind.convert(text, None, None) == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "said"),
+    [
+        (YAW, "30", "give radians"),
+        (PITCH, "2", "give radians"),
+        (YAW, "nan", "not a number"),
+        (PITCH, "inf", "is not"),
+        (TRUNCATION, "nan", "not a number"),
+        (TRUNCATION, "1e30", "range"),
+        (Finite(min=0), "inf", "not a number"),
+        (Finite(min=0), "-1", "range"),
+        (Finite(0, 1, min_open=True), "nan", "not a number"),
+        (SEED, str(2**32), "range"),
+    ],
+)
+def test_others_are_refused(kind, text, said):
+    with pytest.raises(click.BadParameter, match=said):
+        kind.convert(text, None, None)
