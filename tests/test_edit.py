@@ -253,6 +253,8 @@ def test_a_painted_mask_is_not_overwritten(models: Path, tmp_path: Path) -> None
         ("--guidance", "nan"),
         ("--device", "cpu:7"),
         ("--set", "lr=nan"),
+        ("--prompt", "xyzzy"),
+        ("--prompt", "  "),
     ],
 )
 def test_numbers_that_nothing_can_be_made_of_are_refused(

@@ -138,6 +138,7 @@ def run_edit(source_options: SourceOptions, options: EditOptions, say: Say) -> R
     request = read_request(source, options, say)
     device = source_options.device
     prior = load_prior(options.prior, options.controlnet, device=device, memory=options.prior_memory)
+    prior.vocabulary.refuse_unknown(options.prompt, "--prompt")
     make_folder(options.outdir)
     names = [source.labels.names[c] for c in request.classes]
     say(f"editing {', '.join(names)}: {options.prompt}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
-from dnnlib.errors import nearest
+from dnnlib.errors import UserError, nearest
 from dnnlib.files import write_json
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -80,6 +80,12 @@ class Vocabulary:
         if self.words is None:
             return []
         return [word for word in dict.fromkeys(split_words(text)) if word not in self.words]
+
+    def refuse_unknown(self, text: str, option: str) -> None:
+        """UserError where it knows no word of ``text``, which was given with ``option``."""
+        unknown = self.unknown(text)
+        if unknown and set(unknown) == set(split_words(text)):
+            raise UserError(f"{option} has no word that is known: {self._message(unknown)}")
 
     def known_part(self, text: str) -> str:
         """``text`` without its unknown words; each of those is warned about once."""
