@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_path, check_writable, read_json, write_json
+from dnnlib.files import atomic_path, check_writable, parse_json, read_json, write_json
 
 _META = "meta"  # key of our JSON in the safetensors header
 
@@ -170,10 +170,14 @@ def _opened(path: str | os.PathLike[str], device: str | torch.device) -> Any:
 
 def _meta(file: Any, path: Path) -> dict[str, Any]:
     header = file.metadata() or {}
+    beside = path.with_suffix(".json")  # of a file that another program wrote
     if _META in header:
-        return json.loads(header[_META])
-    beside = path.with_suffix(".json")  # a file that another program wrote
-    return read_json(beside) if beside.is_file() else {}
+        meta = parse_json(header[_META].encode(), f"the header of {path}")
+    else:
+        meta = read_json(beside) if beside.is_file() else {}
+    if not isinstance(meta, dict):
+        raise UserError(f"{path} says of itself {meta!r:.40}, not 'key: value' pairs: copy or save it again")
+    return meta
 
 
 def _umask() -> int:

@@ -247,10 +247,12 @@ class Generator(nn.Module):
             raise UserError(
                 f"{path}: not a generator of this project (format {meta.get('format')!r}, want {FORMAT!r})"
             )
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise UserError(f"{path} holds weights that are not numbers (nan): its training had broken")
         try:
-            generator = cls(config_files.load(GeneratorConfig, meta["config"]))
+            generator = cls(config_files.load(GeneratorConfig, dict(meta["config"])))
             generator.load_state_dict(tensors)
-        except (KeyError, RuntimeError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError, UserError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise UserError(f"{path} is damaged, or of another version: {reason}") from error
         return generator.eval().requires_grad_(False).to(device)

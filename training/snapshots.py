@@ -172,7 +172,7 @@ def load_state(source: Path, device: torch.device) -> tuple[dict[str, Any], Path
             if path == candidates[-1]:
                 raise
             continue  # the newest was cut short, by a full disk for example: the one before is whole
-        if meta.get("format") != STATE_FORMAT:
+        if meta.get("format") != STATE_FORMAT or "structure" not in meta:
             raise UserError(f"--resume {path}: not a training state (format {meta.get('format')!r})")
         return checkpoint.unflatten(tensors, meta["structure"]), path
     raise AssertionError("unreachable")

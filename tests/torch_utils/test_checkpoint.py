@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from dnnlib.errors import UserError
 from torch_utils import checkpoint
@@ -166,3 +167,20 @@ def test_missing_tensor_is_named() -> None:
     tensors, structure = checkpoint.flatten({"a": {"b": torch.zeros(1)}})
     with pytest.raises(UserError, match="lacks the tensor 'a/b'"):
         checkpoint.unflatten({}, structure)
+
+
+@pytest.mark.parametrize(("text", "said"), [("{not json", "is not JSON"), ("[1, 2]", "says of itself")])
+def test_a_header_that_says_nothing_is_a_user_error(tmp_path, text, said) -> None:
+    file = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(1)}, file, metadata={"meta": text})
+    with pytest.raises(UserError, match=said):
+        checkpoint.load(file)
+
+
+def test_a_name_is_checked_before_the_work(tmp_path) -> None:
+    checkpoint.check_name(tmp_path / "new" / "x.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "file").touch()
+    for path in ("x.txt", "folder.safetensors", "file/x.safetensors"):
+        with pytest.raises(UserError):
+            checkpoint.check_name(tmp_path / path)
