@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from dnnlib.errors import user_errors
+from dnnlib.errors import UserError, user_errors
 
 
 @click.command()
@@ -41,6 +41,9 @@ def main(count: int, size: int, outdir: Path, seed: int, start: int, samples: in
     from .run import Settings, run  # needs the packages of the `portraits` extra
 
     complete, lost = run(outdir, count, Settings(size=size, samples=samples, seed=seed), workers, start)
+    if not complete:
+        reason = next(iter(lost.values()), "there is nothing to draw")
+        raise UserError(f"not one picture could be drawn, see {outdir / 'lost.json'}: {reason}")
     click.echo(f"{complete} pictures in {outdir}" + (f", {len(lost)} lost (see lost.json)" if lost else ""))
 
 

@@ -111,17 +111,16 @@ class _Worker:
             self.process.terminate()
 
 
-def write_index(outdir: Path, indices: list[int]) -> int:
-    """Write dataset.json for the complete pictures among `indices`; returns how many there are."""
+def write_index(outdir: Path) -> None:
+    """Write dataset.json for all complete pictures of the folder, those of other runs into it too."""
     labels, captions = [], {}
-    for index in indices:
-        path = attributes_path(outdir, index)
-        if path.exists():
-            record = json.loads(path.read_text(encoding="utf-8"))
-            labels.append([f"{stem(index)}.png", record["camera"]])
-            captions[f"{stem(index)}.png"] = record["caption"]
+    folder = outdir / "attributes"
+    for path in sorted(folder.glob("*/*.json")):
+        name = path.relative_to(folder).with_suffix(".png").as_posix()
+        record = json.loads(path.read_text(encoding="utf-8"))
+        labels.append([name, record["camera"]])
+        captions[name] = record["caption"]
     write_json(outdir / "dataset.json", {"labels": labels, "captions": captions}, indent=None)
-    return len(labels)
 
 
 def _check_settings(outdir: Path, settings: Settings) -> None:
@@ -201,11 +200,12 @@ def run(
                 feed(worker)
                 done += 1
                 if done % INDEX_EVERY == 0 or (done < INDEX_EVERY and time.monotonic() - since > 120):
-                    write_index(outdir, indices)
+                    write_index(outdir)
                     since = time.monotonic()
     finally:
         for worker in pool:
             worker.process.terminate()
         bar.close()
-        complete = write_index(outdir, indices)
+        write_index(outdir)
+    complete = sum(attributes_path(outdir, index).exists() for index in indices)
     return complete, {k: v for k, v in lost.items() if int(k) in range(start, start + count)}

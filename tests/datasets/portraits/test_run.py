@@ -97,3 +97,16 @@ def test_workers_that_never_draw_end_the_run(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UserError, match="exit code 7"):
         run.run(tmp_path, 30, run.Settings(size=32, samples=1, seed=0), workers=2)
     assert read_json(tmp_path / "lost.json") == {}
+
+
+def test_runs_into_one_folder_are_one_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(run, "load_mitsuba", lambda: None)
+    monkeypatch.setattr(run, "anny_data", lambda: None)
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.setattr(run, "_work", importlib.import_module("fake_worker").work)
+    settings = run.Settings(size=32, samples=1, seed=0)
+    for start, count in ((2, 2), (1000, 1), (2, 1)):
+        complete, lost = run.run(tmp_path, count, settings, workers=1, start=start)
+        assert (complete, lost) == (count, {})
+    names = [name for name, _ in read_json(tmp_path / "dataset.json")["labels"]]
+    assert names == [f"{run.stem(index)}.png" for index in (2, 3, 1000)]
