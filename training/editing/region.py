@@ -35,7 +35,7 @@ Outside the footprint, then, a ray of M's camera meets changed points only behin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn import functional
 
+from dnnlib.config import check_least
 from dnnlib.errors import UserError
 from training.field import Field
 from training.rendering.cameras import project, split_label
@@ -61,6 +62,10 @@ class RegionSettings:
     growth: float = 0.08  # how much further from the old foreground than it must, something new may grow
     wall: float = 0.03  # the background is solid where its surface is at most this far away
     dilation_pixels: float = 1 / 32  # of the footprint in the mask, as a share of the mask's side
+
+    def __post_init__(self) -> None:
+        check_least(self, 2, "region.voxels")
+        check_least(self, 0, *(f"region.{each.name}" for each in fields(self)))
 
 
 @dataclass(frozen=True)

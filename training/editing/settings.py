@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
+from dnnlib.config import check_least
 from dnnlib.errors import UserError, did_you_mean
 from training.editing.region import RegionSettings
 
@@ -26,9 +26,7 @@ class EditWeights:
     clip: float = 0.0  # 1 - directional CLIP similarity of the views, by the bundled CLIP of portraits
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0 <= value < math.inf:
-                raise UserError(f"weights.{name} is {value}; it must be 0 or more")
+        check_least(self, 0, *(f"weights.{each.name}" for each in fields(self)))
         if self.geometry > 1:
             raise UserError(f"weights.geometry is {self.geometry}; it is a share, from 0 to 1")
 
@@ -41,9 +39,8 @@ class ExportSettings:
     mesh_resolution: int = 128  # grid points along each side of the box
 
     def __post_init__(self) -> None:
-        for name, least in (("frames", 1), ("mesh_resolution", 2)):
-            if getattr(self, name) < least:
-                raise UserError(f"export.{name} is {getattr(self, name)}; it must be {least} or more")
+        check_least(self, 1, "export.frames")
+        check_least(self, 2, "export.mesh_resolution")
 
 
 @dataclass(frozen=True)
@@ -85,9 +82,10 @@ class EditSettings:
     export: ExportSettings = field(default_factory=ExportSettings)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "views_per_step", "geometry_every", "region_every", "chunk"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        check_least(
+            self, 1, "steps", "views_per_step", "geometry_every", "region_every", "chunk", "keep_points"
+        )
+        check_least(self, 0, "lr", "lr_latent", "guidance", "warmup_steps", "seed", "max_nonfinite")
         if not self.views:
             raise UserError("views is empty: give at least one pair of yaw and pitch")
         if not 1 >= self.first_timestep >= self.last_timestep >= 0:
@@ -95,10 +93,5 @@ class EditSettings:
                 f"first_timestep and last_timestep are {self.first_timestep} and {self.last_timestep}; they "
                 "are shares of the diffusion steps, from 1 down to 0"
             )
-        for name in ("lr", "lr_latent", "guidance"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        if self.seed < 0:
-            raise UserError(f"seed is {self.seed}; it must be 0 or more")
         if self.proposals not in PROPOSALS:
             raise UserError(f"proposals '{self.proposals}': {did_you_mean(self.proposals, PROPOSALS)}")
