@@ -295,7 +295,9 @@ def test_signals_to_the_whole_group_end_the_run_in_good_order(tiny, tmp_path: Pa
     def step_and_signal(batch, images: int) -> None:
         step(batch, images)
         if images == 0:
-            for child in multiprocessing.active_children():
+            children = multiprocessing.active_children()
+            assert children
+            for child in children:
                 os.kill(child.pid, signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
 
