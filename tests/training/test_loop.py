@@ -299,6 +299,8 @@ def test_signals_to_the_whole_group_end_the_run_in_good_order(tiny, tmp_path: Pa
             assert children
             for child in children:
                 os.kill(child.pid, signal.SIGTERM)
+                child.join(1)
+                assert child.is_alive()
             os.kill(os.getpid(), signal.SIGTERM)
 
     trainer.phase.step = step_and_signal
