@@ -10,10 +10,12 @@ import click
 
 from dnnlib import config as config_files
 from dnnlib.errors import UserError, user_errors
+from dnnlib.files import free_folder
 from dnnlib.options import PITCH, SEED, TRUNCATION, YAW, Finite
 from torch_utils.device import choose_device
 from training.acceleration import Acceleration, acceleration_options
 from training.distillation import OBJECTIVES
+from training.editing.report import REPORT
 from training.editing.session import EditOptions, SourceOptions, export_mask, run_edit
 from training.editing.settings import EditSettings
 from training.network_source import BUNDLED, BUNDLED_PRIOR, network_option
@@ -21,18 +23,24 @@ from training.prior import PriorMemory
 from training.stopping import terminated_as_interrupted
 
 _FILE = click.Path(path_type=Path)
+_USUAL = Path("out/edit")
 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--mask", type=_FILE, help="The portrait's mask, repainted (PNG; get one with --export-mask).")
 @click.option("--prompt", help="What the edited portrait should show.")
-@click.option("--outdir", type=_FILE, default=Path("out/edit"), help="Folder for the results.")
+@click.option(
+    "--outdir",
+    type=_FILE,
+    help="Folder for the results.",
+    show_default=f"{_USUAL}, -2 ... when taken",
+)
 @network_option
 @click.option("--prior", help="Diffusion prior: a diffusers folder or a Hub name.", show_default="bundled")
 @click.option("--controlnet", help="ControlNet trained on masks, when the prior's folder has none.")
 @click.option("--attention-slicing", is_flag=True, help="Less memory for the prior, more time.")
 @click.option("--vae-tiling", is_flag=True, help="Less memory for the prior's autoencoder, slightly inexact.")
-@click.option("--seed", type=SEED, default=0, help="Whose portrait: the seed of its latent.")
+@click.option("--seed", type=SEED, help="Whose portrait: the seed of its latent.", show_default="0")
 @click.option("--latent", type=_FILE, help="Its latent instead: .npz with ws, w or z.")
 @click.option("--trunc", type=TRUNCATION, default=0.7, help="Truncation of the latent.")
 @click.option("--yaw", type=YAW, default=0.0, help="Camera of the mask: radians, 0 is frontal.")
@@ -53,13 +61,13 @@ _FILE = click.Path(path_type=Path)
 def main(
     mask: Path | None,
     prompt: str | None,
-    outdir: Path,
+    outdir: Path | None,
     network: Path,
     prior: str | None,
     controlnet: str | None,
     attention_slicing: bool,
     vae_tiling: bool,
-    seed: int,
+    seed: int | None,
     latent: Path | None,
     trunc: float,
     yaw: float,
@@ -82,6 +90,9 @@ def main(
     python edit.py --seed 3 --export-mask m.png        writes m.png, to repaint
     python edit.py --seed 3 --mask m.png --prompt "a woman wearing a red hat"
     """
+    if latent is not None and seed is not None:
+        raise UserError(f"--seed {seed} and --latent {latent} are two portraits: give one of them")
+    seed = seed or 0
     acceleration = Acceleration(compile=compiled, half=half)
     source = SourceOptions(network, seed, latent, trunc, yaw, pitch, choose_device(device), acceleration)
     if export_mask is not None:
@@ -93,6 +104,7 @@ def main(
             f"{which} is missing: `python edit.py --seed {seed} --export-mask m.png` writes a mask,"
             f' then `python edit.py --seed {seed} --mask m.png --prompt "a person wearing a red hat"` edits'
         )
+    outdir = free_folder(outdir, _USUAL, REPORT)
     chosen = {"objective": objective, "steps": steps, "guidance": guidance, "seed": seed_noise}
     options = EditOptions(
         mask=mask,

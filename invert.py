@@ -10,20 +10,27 @@ import click
 
 from dnnlib import config as config_files
 from dnnlib.errors import UserError, user_errors
+from dnnlib.files import free_folder
 from dnnlib.options import PITCH, YAW
 from torch_utils.device import choose_device
 from training.editing.inversion import InversionSettings
-from training.editing.photo import PhotoOptions, run_inversion
+from training.editing.photo import REPORT, PhotoOptions, run_inversion
 from training.network_source import network_option
 from training.stopping import terminated_as_interrupted
 
 _FILE = click.Path(path_type=Path)
+_USUAL = Path("out/invert")
 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--image", type=_FILE, required=True, help="The picture: square, framed as the network's are.")
 @click.option("--mask", type=_FILE, help="Its mask (PNG).", show_default="read by the bundled reader")
-@click.option("--outdir", type=_FILE, default=Path("out/invert"), help="Folder for the results.")
+@click.option(
+    "--outdir",
+    type=_FILE,
+    help="Folder for the results.",
+    show_default=f"{_USUAL}, -2 ... when taken",
+)
 @network_option
 @click.option(
     "--encoder",
@@ -47,7 +54,7 @@ _FILE = click.Path(path_type=Path)
 def main(
     image: Path,
     mask: Path | None,
-    outdir: Path,
+    outdir: Path | None,
     network: Path,
     encoder: Path | None,
     yaw: float | None,
@@ -64,6 +71,7 @@ def main(
     """
     if (yaw is None) != (pitch is None):
         raise UserError("give both --yaw and --pitch, or neither, then they are sought")
+    outdir = free_folder(outdir, _USUAL, REPORT)
     chosen = {"fit_steps": steps, "tune_steps": tune}
     with terminated_as_interrupted():
         report = run_inversion(

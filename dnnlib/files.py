@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -28,6 +29,18 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     if not os.access(path, os.W_OK):
         raise UserError(f"cannot write into the folder {path}: give another, or change its permissions")
     return path
+
+
+def free_folder(given: Path | None, usual: Path, result: str) -> Path:
+    """Where the results of minutes of work go without replacing others: ``given``, or else the first of
+    usual, usual-2, usual-3 ... that holds no ``result``, the file that such work writes last. A given folder
+    that holds one is a UserError."""
+    if given is None:
+        numbered = (usual.with_name(f"{usual.name}-{n}") for n in itertools.count(2))
+        return next(folder for folder in itertools.chain([usual], numbered) if not (folder / result).exists())
+    if (given / result).exists():
+        raise UserError(f"{given} holds results already, see {given / result}: give another --outdir")
+    return given
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -74,6 +87,20 @@ def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 2)
     text = json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def claim_folder(folder: Path, options: Mapping[str, Any], name: str = "settings.json") -> None:
+    """Writes what decides the content of a folder that is filled by and by, in one run or several, to its
+    file ``name``; UserError where it was begun with other options: the folder would mix both."""
+    path = folder / name
+    if not path.exists():
+        write_json(path, options)
+        return
+    found, wanted = read_json(path), json.loads(json.dumps(options))  # as they are read again
+    if found != wanted:
+        raise UserError(
+            f"{folder} was begun with {found}, not {wanted}: give the same options or another --outdir"
+        )
 
 
 def finite(value: Any) -> Any:

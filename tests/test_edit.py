@@ -151,6 +151,18 @@ def test_an_edit_can_start_from_a_latent_and_from_an_edit(edited, models: Path, 
     )
 
 
+def test_another_edit_does_not_replace_the_results(edited, models: Path, tmp_path: Path, monkeypatch) -> None:
+    mask, out, _ = edited
+    result = run_red_hat(models, mask, out)
+    assert result.exit_code == 2 and "holds results already" in result.output and "--outdir" in result.output
+    monkeypatch.chdir(tmp_path)
+    words = ("--seed", 3, "--mask", mask, "--prompt", "a red hat", *FAST, "--steps", 1)
+    for folder in ("out/edit", "out/edit-2"):
+        result = run(models, *words)
+        assert result.exit_code == 0 and f"look at {folder}/views.png" in result.output
+        assert (tmp_path / folder / "report.json").exists()
+
+
 def test_a_larger_mask_is_resized_with_a_note(edited, models: Path, tmp_path: Path) -> None:
     mask = tmp_path / "large.png"
     write_mask(mask, read_mask(edited[0], LABELS), LABELS)
@@ -168,6 +180,7 @@ def test_a_larger_mask_is_resized_with_a_note(edited, models: Path, tmp_path: Pa
         (("--mask", "m.png"), "--prompt is missing"),
         (("--mask", "absent.png", "--prompt", "x"), "cannot read the mask"),
         (("--export-mask", "m.png", "--latent", "absent.npz"), "cannot read the latent"),
+        (("--export-mask", "m.png", "--latent", "a.npz", "--seed", 0), "give one of them"),
         (("--export-mask", "m.png", "--device", "nowhere"), "try --device cpu"),
         (("--mask", "m.png", "--prompt", "x", "--set", "stps=3"), "steps"),
         (("--mask", "m.png", "--prompt", "x", "--set", "geometry_every=0"), "geometry_every is 0"),

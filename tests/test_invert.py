@@ -163,5 +163,8 @@ def test_second_inversion_leaves_nothing_of_the_first(folder: Path) -> None:
     options = ("--mask", folder / "mask.png", "--outdir", folder / "twice", "--yaw", 0, "--pitch", 0)
     assert run(folder, *options).exit_code == 0
     assert (folder / "twice/generator.safetensors").exists()
+    again = run(folder, *options, "--tune", 0)
+    assert again.exit_code == 2 and "holds results already" in again.output
+    (folder / "twice/inversion.json").unlink()  # written last: what is there was cut short
     assert run(folder, *options, "--tune", 0).exit_code == 0
     assert not list((folder / "twice").glob("generator.*"))

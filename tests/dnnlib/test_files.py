@@ -13,7 +13,7 @@ import time
 import pytest
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_path, make_folder, read_json, sha256, write_json
+from dnnlib.files import atomic_path, claim_folder, free_folder, make_folder, read_json, sha256, write_json
 
 
 def test_success_replaces(tmp_path) -> None:
@@ -24,6 +24,26 @@ def test_success_replaces(tmp_path) -> None:
             temporary.write_text(text)
         assert path.read_text() == text
     assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_results_go_where_there_are_none(tmp_path) -> None:
+    usual = tmp_path / "edit"
+    for name in ("edit", "edit-2", "edit-3"):
+        folder = free_folder(None, usual, "report.json")
+        assert folder == tmp_path / name
+        folder.mkdir()
+        assert free_folder(folder, usual, "report.json") == folder  # begun, not finished
+        (folder / "report.json").write_text("{}")
+        with pytest.raises(UserError, match=f"{name} holds results already.*--outdir"):
+            free_folder(folder, usual, "report.json")
+
+
+def test_a_folder_is_filled_with_one_set_of_options(tmp_path) -> None:
+    for _ in range(2):
+        claim_folder(tmp_path, {"size": 64, "yaws": (-0.1, 0.1)})
+    with pytest.raises(UserError, match="begun with.*64.*not.*32.*--outdir"):
+        claim_folder(tmp_path, {"size": 32, "yaws": (-0.1, 0.1)})
+    assert read_json(tmp_path / "settings.json")["size"] == 64
 
 
 def test_failure_keeps_what_was_there(tmp_path) -> None:

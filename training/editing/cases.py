@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -16,13 +17,14 @@ from PIL import Image
 from scipy import ndimage
 
 from datasets.labels import LabelSet, read_mask, write_mask
+from dnnlib import config as config_files
 from dnnlib.errors import UserError, named, user_errors
-from dnnlib.files import make_folder, read_json, write_json
+from dnnlib.files import claim_folder, make_folder, read_json, sha256, write_json
 from torch_utils.device import choose_device
 from training.editing.report import REPORT
 from training.editing.session import EditOptions, SourceOptions, open_source, run_edit
 from training.editing.settings import EditSettings
-from training.network_source import BUNDLED_PRIOR, network_option
+from training.network_source import BUNDLED_PRIOR, find_network, network_option
 from training.pictures import sheet, tile, write_png
 from training.scene import class_map
 
@@ -180,6 +182,17 @@ def run_case(
     }
 
 
+def decided_by(network: Path, prior: str, settings: EditSettings) -> dict[str, Any]:
+    """What the result of a case depends on, as JSON. A prior is known by the digest of its UNet's weights, or
+    by its name on the Hub."""
+    weights = sorted(Path(prior).glob("unet/*.safetensors"))
+    return {
+        "network_sha256": sha256(network),
+        "prior": sha256(weights[0]) if weights else prior,
+        "settings": config_files.to_dict(settings),
+    }
+
+
 def contact_sheet(folders: list[Path], labels: LabelSet) -> np.ndarray:
     """A row per edit: before, its mask, the requested mask, after, its mask, its normals."""
     rows = []
@@ -207,12 +220,13 @@ def contact_sheet(folders: list[Path], labels: LabelSet) -> np.ndarray:
 def main(outdir: Path, network: Path, prior: str, only: str | None, steps: int, device: str | None) -> None:
     """Run the cases that are not done yet, and print all scores and their means."""
     chosen = named("--only", only, {case.name: case for case in CASES})
-    device = choose_device(device)
+    device, settings = choose_device(device), EditSettings(steps=steps)
+    claim_folder(outdir, decided_by(find_network(network), prior, settings))
     scores = []
     for case in chosen:
         done = outdir / case.name / "score.json"
         if not done.exists():
-            score = run_case(case, network, prior, outdir / case.name, EditSettings(steps=steps), device)
+            score = run_case(case, network, prior, outdir / case.name, settings, device)
             write_json(done, score)
         scores.append(read_json(done))
         click.echo("  ".join(f"{key} {value}" for key, value in scores[-1].items()))

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from datasets.labels import LabelSet
-from dnnlib import config as config_files
 from dnnlib.errors import UserError
-from dnnlib.files import read_json, sha256, write_json
-from training.editing.cases import Case, Unpaintable, contact_sheet, run_case
+from dnnlib.files import read_json, write_json
+from training.editing.cases import Case, Unpaintable, contact_sheet, decided_by, run_case
 from training.editing.report import REPORT
 from training.editing.settings import EditSettings
 from training.metrics.edit_cases import FIRST_SEED, FIXED_CASES, cases_from
@@ -110,12 +109,7 @@ def _one(run: EditRun, case: Case, folder: Path, judges: EditJudges) -> dict[str
 
 def _check_folder(run: EditRun) -> None:
     """One folder holds the edits of one network, prior and configuration."""
-    wanted = {
-        "network_sha256": sha256(run.network),
-        "prior": _identity(run.prior),
-        "settings": config_files.to_dict(run.settings),
-        "first_seed": run.first_seed,
-    }
+    wanted = {**decided_by(run.network, run.prior, run.settings), "first_seed": run.first_seed}
     path = run.outdir / _RUN
     if not path.exists():
         load_prior(run.prior)  # says what is wrong with it before anything is written
@@ -128,9 +122,3 @@ def _check_folder(run: EditRun) -> None:
             f"{run.outdir} holds edits with another {differs[0].removesuffix('_sha256').replace('_', ' ')}: "
             "give another --outdir"
         )
-
-
-def _identity(prior: str) -> str:
-    """What a prior is known by: the digest of its UNet's weights, or its name on the Hub."""
-    weights = sorted(Path(prior).glob("unet/*.safetensors"))
-    return sha256(weights[0]) if weights else prior

@@ -43,6 +43,8 @@ def test_heads_that_are_complete_are_not_drawn_again(tmp_path: Path) -> None:
     )
     assert result.exit_code == 0 and "1 heads" in result.output
     assert len(json.loads((tmp_path / "dataset.json").read_text())["labels"]) == 2
+    other = CliRunner().invoke(main, ["--count", "1", "--yaws", "0,20", "--outdir", str(tmp_path)])
+    assert other.exit_code == 2 and "was begun with" in other.output
 
 
 @pytest.mark.parametrize("text", ["", "a", "0,100", "1,,2"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from datasets.labels import label_set
 from training.editing import cases
@@ -72,3 +73,15 @@ def test_cases_have_names_of_their_own_and_name_classes_where_the_mask_does_not_
         unchanged = (case.repaint(head, LABELS) == head).all()
         assert bool(case.classes) == bool(unchanged), case.name
         assert all(name in LABELS.names for name in case.classes)
+
+
+def test_results_of_other_options_are_not_taken_for_these(tmp_path):
+    """Neither edited again nor counted: the folder says what it was begun with."""
+    (tmp_path / "red-hat").mkdir()
+    (tmp_path / "red-hat" / "score.json").write_text(
+        '{"mask_iou": 1, "psnr_outside_region": 1, "seconds": 1}'
+    )
+    (tmp_path / "settings.json").write_text('{"settings": {"steps": 3}}')
+    words = ["--outdir", str(tmp_path), "--only", "red-hat", "--device", "cpu"]
+    result = CliRunner().invoke(cases.main, words)
+    assert result.exit_code == 2 and "was begun with" in result.output
