@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 import errno
 import functools
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import click
@@ -13,6 +16,7 @@ import click
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+_ROOT = Path(__file__).resolve().parents[1]
 
 
 class UserError(Exception):
@@ -41,7 +45,8 @@ def user_errors(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            with _plain_warnings():
+                return command(*args, **kwargs)
         except UserError as error:
             raise _CommandFailed(one_line(error)) from error
         except OSError as error:
@@ -53,6 +58,25 @@ def user_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise _CommandFailed(f"{reason}: make room, or give another place") from error
 
     return guarded
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings that this project gives a user are one line, without the place in its code."""
+    usual = warnings.formatwarning
+
+    def plain(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if category is UserWarning and Path(filename).is_relative_to(_ROOT):
+            return f"Warning: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def one_line(error: UserError) -> str:

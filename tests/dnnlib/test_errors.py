@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import warnings
 
 import click
 import pytest
@@ -81,3 +82,23 @@ def test_what_the_system_refuses_is_one_line_too(error, code, said):
     result = CliRunner().invoke(command)
     assert result.exit_code == code and said in result.output
     assert len(result.output.splitlines()) <= 1
+
+
+def test_warnings_of_this_project_are_one_line_without_its_code(monkeypatch):
+    seen = []
+    monkeypatch.setattr(warnings, "showwarning", lambda *w: seen.append(warnings.formatwarning(*w[:4])))
+
+    @click.command()
+    @user_errors
+    def command() -> None:
+        warnings.warn("'zebra' is not known", stacklevel=1)
+        warnings.warn_explicit("of a library", UserWarning, "/elsewhere/library.py", 7)
+        warnings.warn("for developers", DeprecationWarning, stacklevel=1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        before = warnings.formatwarning
+        assert CliRunner().invoke(command).exit_code == 0
+        assert warnings.formatwarning is before
+    assert seen[0] == "Warning: 'zebra' is not known\n"
+    assert "library.py:7: UserWarning" in seen[1] and "DeprecationWarning" in seen[2]
