@@ -140,11 +140,14 @@ def test_gradcheck(impl, heads, outputs, small_blocks):
 
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (0, 1), (1, 3), (0, 1, 2, 3, 4)])
-@pytest.mark.parametrize("room", [inf, 4])
-def test_losses_on_any_gradients(wanted, room, monkeypatch):
-    """``room`` for 4 channels, of which x has 3: the widened layer is then computed piece by piece."""
+@pytest.mark.parametrize("way", ["kernel", "kernel, in pieces", "products"])
+def test_losses_on_any_gradients(wanted, way, monkeypatch, small_blocks):
+    """In pieces: there is room for 4 channels, of which x has 3, so the widened layer is computed in some. By
+    products, as many heads are on a GPU: here in two blocks."""
+    room = 4 if way == "kernel, in pieces" else inf
     monkeypatch.setitem(module.NATIVE_TYPES, "cpu", {torch.float64: (room, room)})
-    arguments = inputs(40, 3, 2, 5, 3)
+    monkeypatch.setattr(module, "_prefers_products", lambda *_: way == "products")
+    arguments = inputs(70, 3, 2, 5, 3)
 
     def by_gradients(function):
         y = function(*arguments)
@@ -156,6 +159,17 @@ def test_losses_on_any_gradients(wanted, room, monkeypatch):
     found = by_gradients(lambda *each: fused_mlp(*each, impl="native"))
     for a, b in zip(found, by_gradients(by_the_equations), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("products", [False, True])
+def test_third_derivatives_are_refused(products, monkeypatch):
+    monkeypatch.setattr(module, "_prefers_products", lambda *_: products)
+    x, *weights = inputs(9)
+    loss = fused_mlp(x, *weights, impl="native").pow(3).sum()
+    for _ in range(2):
+        loss = torch.autograd.grad(loss, x, create_graph=True)[0].pow(3).sum()
+    with pytest.raises(NotImplementedError, match="fused_mlp.* is not differentiable"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("impl", BOTH)
