@@ -128,7 +128,8 @@ def read_mask(
     """Read a mask PNG as a class map (H, W) uint8.
 
     ``size`` is the side of a square mask, or (height, width); another size is an error, as are a colour or an
-    index that ``labels`` does not have and a file that cannot be read to its end.
+    index that ``labels`` does not have and a file that cannot be read to its end. What was erased in an
+    editor, transparent with any colour underneath, is background.
     """
     try:
         data = Path(path).read_bytes()
@@ -150,11 +151,13 @@ def decode_mask(
         )
     if image.mode == "P":
         return _from_palette(image, name, labels)
-    if image.mode in ("1", "L", "I", "I;16", "I;16B", "LA", "La"):
-        indices = np.asarray(image.getchannel(0) if image.mode in ("LA", "La") else image)
-        return _from_indices(indices, name, labels)
-    if image.mode in ("RGB", "RGBA", "RGBa", "RGBX"):
-        return _from_colours(np.asarray(image)[..., :3], name, labels)
+    values = np.asarray(image).copy()
+    if image.mode in ("LA", "RGBA"):
+        values[values[..., -1] < 128] = 0  # half transparent, from soft brushes: whichever is nearer
+    if image.mode in ("1", "L", "I", "I;16", "I;16B", "LA"):
+        return _from_indices(values[..., 0] if image.mode == "LA" else values, name, labels)
+    if image.mode in ("RGB", "RGBA", "RGBX"):
+        return _from_colours(values[..., :3], name, labels)
     raise UserError(f"{name} has colour mode {image.mode}; save the mask as index, palette or RGB PNG")
 
 

@@ -201,6 +201,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(models: Path, monkeypatch, option
     [
         (lambda m: m, (), "equals the portrait's own"),
         (lambda m: m[:, :12], (), "masks are square"),
+        (lambda m: m * 0, (), "background all over"),
         (lambda m: m, ("--classes", "hatt"), "did you mean 'hat'"),
         (lambda m: m, ("--classes", "background"), "repaint"),
     ],

@@ -83,6 +83,15 @@ def test_every_way_of_storing_a_mask() -> None:
         np.testing.assert_array_equal(decode_mask(data, kind, FFHQ), mask, err_msg=kind)
 
 
+def test_what_an_editor_erased_is_background() -> None:
+    """Its colour is still there under the transparency; soft brushes leave half of it."""
+    mask = all_classes()
+    alpha = np.linspace(0, 255, mask.size).reshape(mask.shape).astype(np.uint8)
+    kept = np.where(alpha >= 128, mask, 0)
+    for values in (FFHQ.colourise(mask), mask):
+        np.testing.assert_array_equal(decode_mask(png(np.dstack([values, alpha])), "m.png", FFHQ), kept)
+
+
 @given(
     hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 18))
 )

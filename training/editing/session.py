@@ -175,6 +175,8 @@ def read_request(source: Source, options: EditOptions, say: Say) -> EditRequest:
     """The mask file and the classes, checked against the portrait."""
     rendered = class_map(source.view)[0]
     mask = read_square_mask(options.mask, source.labels, rendered.shape[-1], say)
+    if not mask.any():
+        raise UserError(f"{options.mask} is background all over: leave something of the portrait")
     requested = mask.to(rendered.device)
     if options.classes:
         classes = tuple(sorted({source.labels.index(name) for name in options.classes}))
