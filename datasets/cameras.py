@@ -83,13 +83,15 @@ def read_cameras(
     captions: dict[str, str] = {}
     if isinstance(content, dict) and "labels" in content:
         entries = content["labels"] or []
-        captions = {str(name): str(text) for name, text in (content.get("captions") or {}).items()}
+        captions = read_captions(content, where)
     elif isinstance(content, dict):
         entries = list(content.items())
     else:
         raise UserError(
             f'{where} is neither {{"labels": [...]}} nor {{"name.png": {{"yaw": 0, "pitch": 0}}}}'
         )
+    if not isinstance(entries, list):
+        raise UserError(f'{where}: "labels" is not a list of ["name.png", [25 floats]]')
     cameras: Cameras = {}
     for number, entry in enumerate(entries):
         if not isinstance(entry, (list, tuple)) or len(entry) != 2:
@@ -104,6 +106,14 @@ def read_cameras(
             cameras[name] = None
             problems.append(f"{where}: {name} {error}")
     return cameras, captions
+
+
+def read_captions(description: dict[str, Any], where: str) -> dict[str, str]:
+    """Captions by name, of the content of the dataset.json ``where``; it may have none."""
+    captions = description.get("captions") or {}
+    if not isinstance(captions, dict):
+        raise UserError(f'{where}: "captions" is not {{"name.png": "text", ...}}')
+    return {str(name): str(text) for name, text in captions.items()}
 
 
 def camera_problems(label: np.ndarray) -> list[str]:

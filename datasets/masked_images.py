@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.cameras import SIZE, mirror_camera
+from datasets.cameras import SIZE, mirror_camera, read_captions
 from datasets.labels import LabelSet, decode_image, decode_mask, label_set
 from datasets.storage import Store, by_stem, stem
 from dnnlib.errors import UserError
@@ -131,7 +131,8 @@ class MaskedImages(torch.utils.data.Dataset[Sample]):
             **{kind: root.within(kind) for kind in self.extras if kind != "caption"},
         }
         self._names, self._cameras = self._match(_labels(description, root), quiet=is_set)
-        captions = {stem(name): str(text) for name, text in description.get("captions", {}).items()}
+        captions = read_captions(description, root.locate("dataset.json"))
+        captions = {stem(name): text for name, text in captions.items()}
         self._captions = [captions.get(stem(name), "") for name in self._names["image"]]
         self._permutation = self.labels.mirror_permutation()
         self._cache: list[_Stored | None] | None = [None] * self.count if cache else None
@@ -302,7 +303,8 @@ def _read_description(root: Store) -> dict[str, Any]:
             f"{root.path} has no dataset.json with cameras: `python -m datasets.prepare` makes a set with one"
         )
     description = parse_json(root.read("dataset.json"), root.locate("dataset.json"))
-    if not isinstance(description, dict) or not description.get("labels"):
+    labels = description.get("labels") if isinstance(description, dict) else None
+    if not isinstance(labels, list) or not labels:
         where = root.locate("dataset.json")
         raise UserError(f'{where} has no cameras: it needs {{"labels": [["name.png", [25 floats]], ...]}}')
     return description

@@ -1,8 +1,10 @@
-"""Kinds of numbers on the command line that click does not check by itself."""
+"""Kinds of numbers and files on the command line that click does not check by itself."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -32,6 +34,22 @@ class Angle(Finite):
         if math.isfinite(angle) and abs(angle) > self.max:
             self.fail(f"{angle:g} is out of range: give radians, at most {self.max:g}", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class PictureFile(click.Path):
+    """A picture to write, in one of the given formats: known before the work, not when it is saved."""
+
+    name = "picture"
+
+    def __init__(self, suffixes: Sequence[str]) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+        self.suffixes = suffixes
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = super().convert(value, param, ctx)
+        if path.suffix.lower() not in self.suffixes:
+            self.fail(f"{path} is to be a picture: end its name in {' or '.join(self.suffixes)}", param, ctx)
+        return path
 
 
 YAW = Angle(3.1416)  # all round

@@ -13,6 +13,7 @@ import click
 
 from dnnlib.errors import UserError, user_errors
 from dnnlib.files import atomic_path
+from dnnlib.options import PictureFile
 from training import curves
 
 _PRIOR_FILE = "curves.jsonl"
@@ -82,13 +83,13 @@ def draw(run: Path, out: Path) -> list[str]:
     for axes in figure.axes[len(panels) :]:
         axes.set_axis_off()
     with atomic_path(out) as temporary:
-        figure.savefig(temporary, dpi=110, format=out.suffix.lstrip(".") or "png")
+        figure.savefig(temporary, dpi=110, format=out.suffix.lstrip(".").lower())
     return [title for title, _ in panels]
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Picture to write (.png, .svg).")
+@click.option("--out", type=PictureFile((".png", ".svg")), required=True, help="Picture to write.")
 @user_errors
 def main(run: Path, out: Path) -> None:
     """Draw the learning curves of RUN."""

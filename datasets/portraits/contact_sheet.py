@@ -11,6 +11,7 @@ from PIL import Image
 from datasets.labels import label_set, read_mask
 from dnnlib.errors import UserError, user_errors
 from dnnlib.files import read_json
+from dnnlib.options import PictureFile
 
 
 def contact_sheet(folder: Path, names: list[str], columns: int, kind: str) -> Image.Image:
@@ -19,6 +20,8 @@ def contact_sheet(folder: Path, names: list[str], columns: int, kind: str) -> Im
     tiles = []
     for name in names:
         path = folder / kind / name
+        if not path.is_file():
+            raise UserError(f"there is no {path}, which dataset.json lists: a set may have no {kind}")
         if kind == "masks":
             tiles.append(labels.colourise(read_mask(path, labels)))
         else:
@@ -31,7 +34,7 @@ def contact_sheet(folder: Path, names: list[str], columns: int, kind: str) -> Im
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("output", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("output", type=PictureFile((".png", ".jpg", ".webp")))
 @click.option(
     "--count", type=click.IntRange(min=1), default=64, show_default=True, help="Number of pictures."
 )
@@ -46,7 +49,11 @@ def contact_sheet(folder: Path, names: list[str], columns: int, kind: str) -> Im
 @user_errors
 def main(folder: Path, output: Path, count: int, start: int, columns: int, kind: str, zoom: int) -> None:
     """Put pictures of the set in FOLDER on one page, OUTPUT."""
-    names = [name for name, _ in read_json(folder / "dataset.json")["labels"]][start : start + count]
+    description = read_json(folder / "dataset.json")
+    try:
+        names = [name for name, _ in description["labels"]][start : start + count]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'dataset.json'} lists no pictures: is it a portrait set's?") from error
     if not names:
         raise UserError(f"{folder} has no complete picture from number {start} on")
     sheet = contact_sheet(folder, names, columns, kind)

@@ -205,6 +205,8 @@ def test_mistakes_are_one_clear_line(made) -> None:
         (lambda c: c["labels"].append(["zz.png", [float("nan")] * 25]), "camera of zz.png is not 25 finite"),
         (lambda c: c["labels"].append("zz.png"), "label 6 is not"),
         (lambda c: c["labels"].clear(), "has no cameras"),
+        (lambda c: c.update(labels=5), "has no cameras"),
+        (lambda c: c.update(captions=["a man"]), '"captions" is not'),
     ],
 )
 def test_wrong_descriptions(made, change, message: str) -> None:

@@ -7,7 +7,7 @@ import math
 import click
 import pytest
 
-from dnnlib.options import PITCH, SEED, TRUNCATION, YAW, Finite
+from dnnlib.options import PITCH, SEED, TRUNCATION, YAW, Finite, PictureFile
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,11 @@ def test_numbers_in_range_are_taken(kind, text, value):
 def test_others_are_refused(kind, text, said):
     with pytest.raises(click.BadParameter, match=said):
         kind.convert(text, None, None)
+
+
+def test_pictures_are_named_by_their_format():
+    kind = PictureFile((".png", ".svg"))
+    assert kind.convert("out/a.PNG", None, None).name == "a.PNG"
+    for name in ("a", "a.foo", "png"):
+        with pytest.raises(click.BadParameter, match="end its name in .png or .svg"):
+            kind.convert(name, None, None)
