@@ -20,6 +20,7 @@ from training.distillation import OBJECTIVES
 from training.editing.settings import EditSettings
 from training.gallery import parse_seeds
 from training.generator import Generator
+from training.judges.reader import Reader
 from training.metrics import evaluation
 from training.metrics.edit_cases import FIRST_SEED
 from training.metrics.edit_runs import EditRun, chosen_cases, evaluate_edits
@@ -29,7 +30,6 @@ from training.metrics.features import NAMES
 from training.metrics.fitting import Fit
 from training.metrics.portrait_set import HELD_OUT, read_set
 from training.metrics.prior_samples import Sampling, evaluate_prior
-from training.metrics.reader import Reader
 from training.metrics.tables import Stopwatch, table, write_scores
 from training.network_source import BUNDLED as BUNDLED_NETWORK
 from training.network_source import BUNDLED_PRIOR, find_network, open_network

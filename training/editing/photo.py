@@ -146,7 +146,7 @@ def _read_image(path: Path, side: int) -> Tensor:
 
 def _read_off(image: Tensor) -> Tensor:
     """(1, H, H) classes by the bundled reader. Its package takes a while to import, and few runs want it."""
-    from training.metrics.reader import Reader
+    from training.judges.reader import Reader
 
     return Reader.load(device=image.device).masks(image)
 

@@ -201,7 +201,7 @@ def read_square_mask(path: Path, labels: LabelSet, side: int, say: Say) -> torch
 
 def _load_clip(device: str) -> Embeddings:
     """The bundled CLIP. Its package takes seconds to import, and few edits want it."""
-    from training.metrics.clip import PortraitClip
+    from training.judges.clip import PortraitClip
 
     return PortraitClip.load(device=device)
 

@@ -1,1 +1,1 @@
-"""How good generators and edits are: the measures, and the small networks that some of them need."""
+"""How good generators, edits and priors are, and the training of the judges that the measures need."""

@@ -16,14 +16,14 @@ from training.editing.export import load_edit
 from training.editing.region import EditRequest, RegionSettings
 from training.editing.report import mask_ious, outside_region, psnr
 from training.generator import Generator
-from training.metrics.attributes import claims, satisfied
-from training.metrics.clip import PortraitClip, directional_similarity
+from training.judges.attributes import claims, satisfied
+from training.judges.clip import PortraitClip, directional_similarity
+from training.judges.identity import Identifier, IdentityNet
+from training.judges.reader import Reader
 from training.metrics.edit_cases import FIXED_CASES
 from training.metrics.geometry import score_consistency, sights_of_scene
-from training.metrics.identity import Identifier, IdentityNet
 from training.metrics.perceptual import perceptual_distance
 from training.metrics.portrait_set import PortraitSet, to_float
-from training.metrics.reader import Reader
 from training.pictures import look
 from training.scene import Scene, latent_of_seed, scene_of, ws_of_latent
 

@@ -16,6 +16,8 @@ from datasets.portraits import BUNDLED, BUNDLED_VIEWS
 from dnnlib.errors import UserError
 from training.config import GeneratorConfig, TrainConfig
 from training.generator import Generator
+from training.judges.identity import Identifier
+from training.judges.reader import Reader
 from training.metrics.features import FeatureNetwork, feature_network
 from training.metrics.fitting import Fit, inversion_error
 from training.metrics.geometry import (
@@ -27,10 +29,8 @@ from training.metrics.geometry import (
     sights_of_seeds,
     true_sights,
 )
-from training.metrics.identity import Identifier
 from training.metrics.portrait_set import HELD_OUT, PortraitSet, read_set
 from training.metrics.quality import Quality, score_quality
-from training.metrics.reader import Reader
 from training.metrics.sources import (
     Portraits,
     generated_portraits,

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from dnnlib.errors import UserError
-from training.metrics import clip as clips
-from training.metrics import reader as readers
-from training.metrics.clip import PortraitClip
-from training.metrics.reader import Reader
+from training.judges import clip as clips
+from training.judges import reader as readers
+from training.judges.clip import PortraitClip
+from training.judges.reader import Reader
 
 NAMES = ("auto", "inception", "clip", "reader")
 _INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's, as every FID uses them

@@ -17,9 +17,9 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from datasets.labels import LabelSet, label_set
-from training.metrics.attributes import claims, satisfied
+from training.judges.attributes import claims, satisfied
+from training.judges.reader import Reader
 from training.metrics.portrait_set import PortraitSet, to_float
-from training.metrics.reader import Reader
 from training.metrics.segmentation import mean_iou
 from training.prior import Prior
 

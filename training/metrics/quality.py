@@ -9,6 +9,7 @@ from torch import Tensor
 
 from datasets.labels import LabelSet
 from dnnlib.errors import UserError
+from training.judges.reader import Reader
 from training.metrics.distributions import (
     frechet_distance,
     kernel_distance,
@@ -16,7 +17,6 @@ from training.metrics.distributions import (
     precision_recall,
 )
 from training.metrics.features import FeatureNetwork
-from training.metrics.reader import Reader
 from training.metrics.segmentation import FREQUENT, mean_iou, presence
 from training.metrics.sources import Portraits
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dnnlib.errors import UserError, user_errors
 from torch_utils import checkpoint
-from training.metrics.clip import ClipConfig, PortraitClip
+from training.judges.clip import ClipConfig, PortraitClip
 from training.metrics.portrait_set import PortraitSet, fit, read_set, to_float, varied
 from training.prior.vocabulary import split_words
 

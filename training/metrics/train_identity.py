@@ -19,7 +19,7 @@ from torch.nn import functional
 from datasets.portraits.sampling import SIGNED_MORPHS
 from dnnlib.errors import UserError, user_errors
 from torch_utils import checkpoint
-from training.metrics.identity import IdentityConfig, IdentityNet
+from training.judges.identity import IdentityConfig, IdentityNet
 from training.metrics.portrait_set import PortraitSet, fit, read_set, to_float, varied
 
 _TEMPERATURE = 0.1

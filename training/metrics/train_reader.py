@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from dnnlib.errors import user_errors
 from torch_utils import checkpoint
-from training.metrics.attributes import ATTRIBUTES, HIDDEN, targets
+from training.judges.attributes import ATTRIBUTES, HIDDEN, targets
+from training.judges.reader import Reader, ReaderConfig, Reading
 from training.metrics.portrait_set import PortraitSet, fit, read_set, to_float, varied
-from training.metrics.reader import Reader, ReaderConfig, Reading
 from training.metrics.segmentation import mean_iou
 from training.networks.unet import parsing_loss
 from training.views import one_hot

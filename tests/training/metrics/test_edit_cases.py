@@ -9,7 +9,7 @@ from datasets.labels import label_set
 from datasets.portraits.captions import VOCABULARY, words
 from dnnlib.errors import UserError
 from training.editing.cases import CASES
-from training.metrics.attributes import claims
+from training.judges.attributes import claims
 from training.metrics.edit_cases import FIXED_CASES, bald, glasses, sunglasses
 from training.metrics.edit_runs import chosen_cases, summary
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from training.judges.reader import Reader
 from training.metrics.edits import outside_features
 from training.metrics.perceptual import perceptual_distance
-from training.metrics.reader import Reader
 
 
 def test_equal_features_are_at_no_distance_and_opposite_ones_at_four() -> None:

@@ -9,10 +9,10 @@ import torch
 
 from datasets.labels import label_set
 from dnnlib.errors import UserError
-from training.metrics.attributes import ATTRIBUTES, HIDDEN
-from training.metrics.identity import Identifier, IdentityNet
+from training.judges.attributes import ATTRIBUTES, HIDDEN
+from training.judges.identity import Identifier, IdentityNet
+from training.judges.reader import Reader
 from training.metrics.portrait_set import fit, varied
-from training.metrics.reader import Reader
 from training.metrics.train_identity import contrast, heads_of, separation
 from training.metrics.train_reader import reading_loss
 

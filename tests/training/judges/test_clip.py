@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dnnlib.errors import UserError
-from training.metrics.clip import PortraitClip, directional_similarity
+from training.judges.clip import PortraitClip, directional_similarity
 from training.metrics.portrait_set import fit
 from training.metrics.train_clip import contrastive_loss
 

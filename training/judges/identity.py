@@ -17,7 +17,7 @@ from datasets.labels import label_set
 from dnnlib import config as config_files
 from dnnlib.errors import UserError
 from torch_utils import checkpoint
-from training.metrics.reader import Reader
+from training.judges.reader import Reader
 from training.networks.unet import PictureEncoder
 
 FORMAT = "mate3d-identity-1"

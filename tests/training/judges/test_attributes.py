@@ -7,7 +7,7 @@ import torch
 
 from datasets.labels import label_set
 from datasets.portraits import BUNDLED
-from training.metrics.attributes import ATTRIBUTES, HIDDEN, claims, satisfied, targets
+from training.judges.attributes import ATTRIBUTES, HIDDEN, claims, satisfied, targets
 from training.metrics.portrait_set import read_set
 
 LABELS = label_set("ffhq-mask")

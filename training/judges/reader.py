@@ -17,7 +17,7 @@ from datasets.labels import label_set
 from dnnlib import config as config_files
 from dnnlib.errors import UserError
 from torch_utils import checkpoint
-from training.metrics.attributes import ATTRIBUTES
+from training.judges.attributes import ATTRIBUTES
 from training.networks.unet import Parsed, UNet
 
 FORMAT = "mate3d-reader-1"
