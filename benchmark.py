@@ -10,7 +10,7 @@ from dnnlib.errors import UserError, user_errors
 from dnnlib.files import check_writable
 from torch_utils.device import choose_device
 from training.acceleration import Acceleration
-from training.benchmark.run import GROUPS, ROOT, Options, run, save
+from training.benchmark.run import GROUPS, ROOT, Options, run
 
 
 @click.command(context_settings={"show_default": True})
@@ -75,9 +75,8 @@ def main(
     )
     if path is not None:
         check_writable(path)  # before the work whose results go there
-    found, rows = run(options, click.echo)
+    run(options, click.echo, path)
     if path is not None:
-        save(path, options, found, rows)
         click.echo(f"wrote {path}")
 
 

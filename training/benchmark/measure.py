@@ -6,8 +6,9 @@ import math
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from typing import TypeVar
 from unittest.mock import patch
 
@@ -106,11 +107,39 @@ def _seconds(work: Callable[[], object], runs: int, device: str) -> float:
     return (time.perf_counter() - start) / runs
 
 
-def in_own_process(function: Callable[..., T], *arguments: object, threads: int | None) -> T:
-    """Calls it in a new process, whose peak memory is that of this call alone."""
+def in_own_process(
+    function: Callable[..., Iterable[T]], *arguments: object, threads: int | None
+) -> Iterator[T]:
+    """What it yields in a new process, whose peak memory is that of this call alone; each as soon as it is
+    there, so that what stops a long measurement leaves what was measured before."""
     context = multiprocessing.get_context("spawn")
-    with context.Pool(1, initializer=start_process, initargs=(threads,)) as pool:
-        return pool.apply(function, arguments)
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_send_all, args=(theirs, function, arguments, threads), daemon=True)
+    process.start()
+    theirs.close()  # so that the death of the process shows as the end of the pipe
+    try:
+        while (sent := ours.recv()) is not None:
+            if isinstance(sent, Exception):
+                raise sent
+            yield sent
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"the measuring process ended with exit code {process.exitcode}") from None
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _send_all(
+    pipe: Connection, function: Callable[..., Iterable], arguments: tuple, threads: int | None
+) -> None:
+    start_process(threads)
+    try:
+        for each in function(*arguments):
+            pipe.send(each)
+        pipe.send(None)
+    except Exception as error:
+        pipe.send(error)
 
 
 def start_process(threads: int | None) -> None:

@@ -47,8 +47,8 @@ class Options:
     shrink: int = 1  # divides the sizes of the operations and of the machine's own measurement, for tests
 
 
-def run(options: Options, say: Callable[[str], None]) -> tuple[Machine, list[Row]]:
-    """Measures everything; ``say`` gets a line of the table at a time."""
+def run(options: Options, say: Callable[[str], None], path: Path | None = None) -> tuple[Machine, list[Row]]:
+    """Measures everything; ``say`` gets a line of the table at a time, and ``path`` all figures so far."""
     start_process(options.threads)
     found = machine(options.device, options.repetitions, shrink=options.shrink)
     product, convolution = (
@@ -66,6 +66,8 @@ def run(options: Options, say: Callable[[str], None]) -> tuple[Machine, list[Row
         for row in in_own_process(_group, options, group, found, threads=options.threads):
             rows.append(row)
             say(line(row))
+            if path is not None:
+                save(path, options, found, rows)
     return found, rows
 
 
@@ -102,10 +104,8 @@ def line(row: Row) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _group(options: Options, group: str, found: Machine) -> list[Row]:
-    if group == "operations":
-        return list(_operation_rows(options, found))
-    return list(_work_rows(options, group, found))
+def _group(options: Options, group: str, found: Machine) -> Iterator[Row]:
+    return _operation_rows(options, found) if group == "operations" else _work_rows(options, group, found)
 
 
 def _operation_rows(options: Options, found: Machine) -> Iterator[Row]:

@@ -18,7 +18,7 @@ from torch_utils import extension
 from training.benchmark import measure, operations, work
 from training.benchmark import run as run_module
 from training.benchmark.measure import Row, Spread, flops, in_own_process, machine, repeat
-from training.benchmark.run import ROOT, Options, line, run, save
+from training.benchmark.run import ROOT, Options, line, run
 from training.config import TrainConfig
 
 
@@ -94,7 +94,21 @@ def test_every_native_operation_has_a_case():
 
 @pytest.mark.timeout(300)  # it imports torch anew
 def test_a_process_of_its_own():
-    assert in_own_process(os.getpid, threads=1) != os.getpid()
+    numbers = in_own_process(_yield_and_fail, threads=1)
+    assert next(numbers) != os.getpid()  # what came before is not lost
+    with pytest.raises(ZeroDivisionError):
+        next(numbers)
+    with pytest.raises(RuntimeError, match="exit code 3"):
+        list(in_own_process(_die, threads=1))
+
+
+def _yield_and_fail():
+    yield os.getpid()
+    yield 1 // 0
+
+
+def _die():
+    yield os._exit(3)
 
 
 def test_a_tiny_run(tiny, tmp_path, monkeypatch):
@@ -104,11 +118,10 @@ def test_a_tiny_run(tiny, tmp_path, monkeypatch):
         run_module, "in_own_process", lambda function, *arguments, threads: function(*arguments)
     )
     options = Options(("views", "training"), tiny, (8,), 2, repetitions=1, threads=1, shrink=64)
-    found, rows = run(options, said.append)
+    found, rows = run(options, said.append, tmp_path / "figures.json")
     assert [row.group for row in rows] == ["views"] + ["training"] * 3
     assert all(row.peak_mb > 10 and row.fraction > 0 for row in rows)
     assert len(said) == 2 + len(rows)
-    save(tmp_path / "figures.json", options, found, rows)
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["machine"]["product"] == found.product and len(figures["rows"]) == len(rows)
 
@@ -123,16 +136,14 @@ def test_a_recipe_that_keeps_reconstructions_and_parses_masks_can_be_measured(ti
 
 def test_command_line(tmp_path, monkeypatch):
     asked = []
-    row = Row("views", "a view", Spread(2.0, 1.0, 3.0))
-    measured = machine("cpu", 1, shrink=32)
-    monkeypatch.setattr(benchmark, "run", lambda options, _: (asked.append(options), (measured, [row]))[1])
+    monkeypatch.setattr(benchmark, "run", lambda options, _, path: asked.append((options, path)))
     path = tmp_path / "new" / "figures.json"
     arguments = ["--only", "views", "--raw", "64", "--raw", "128", "--cfg", "ffhq-mask", "--json", str(path)]
     result = CliRunner().invoke(benchmark.main, [*arguments, "--device", "cpu"])
     assert result.exit_code == 0, result.output
-    assert asked[0].groups == ("views",) and asked[0].raw_resolutions == (64, 128)
-    assert asked[0].config == ROOT / "configs" / "ffhq-mask.yaml"
-    assert json.loads(path.read_text())["rows"][0]["name"] == "a view"
+    ((options, written),) = asked
+    assert options.groups == ("views",) and options.raw_resolutions == (64, 128)
+    assert options.config == ROOT / "configs" / "ffhq-mask.yaml" and written == path
 
 
 def test_unknown_configuration(monkeypatch):
