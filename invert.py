@@ -36,7 +36,7 @@ _USUAL = Path("out/invert")
     "--encoder",
     type=_FILE,
     help="Reads the first latent off the picture: a run's encoder.safetensors.",
-    show_default="the mean",
+    show_default="the one of the bundled network, for others the mean",
 )
 @click.option("--yaw", type=YAW, help="Where it was taken from: radians, 0 is frontal.", show_default="found")
 @click.option("--pitch", type=PITCH, help="The same, up and down.", show_default="found")

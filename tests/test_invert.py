@@ -11,16 +11,21 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from torch import Tensor
 
 from datasets.labels import label_set, read_mask, write_mask
 from edit import main as edit
 from invert import main
 from tests.tiny_generator import TINY_GENERATOR
+from training.editing.inversion import Target, start_ws
+from training.editing.photo import PhotoOptions, open_encoder
 from training.generator import Generator
-from training.network_source import open_network
+from training.metrics.portrait_set import read_set, to_float
+from training.network_source import BUNDLED, open_network
 from training.networks.encoder import Encoder, EncoderConfig
 
 LABELS = label_set("ffhq-mask")
+PORTRAITS = Path(__file__).parents[1] / "datasets" / "portraits" / "bundled"
 FAST = ("--steps", "3", "--tune", "2", "--set", "start_steps=2", "--device", "cpu")
 
 
@@ -123,6 +128,22 @@ def test_encoder_is_used(folder: Path) -> None:
         assert result.exit_code == 0, result.output
         found[what] = np.load(folder / what / "latent.npz")["ws"]
     assert np.abs(found["mean"] - found["encoded"]).max() > 0.01
+
+
+def test_bundled_encoder_reads_the_bundled_generators_people(tmp_path: Path) -> None:
+    """Four portraits that it was not trained on, each at least 3 dB nearer than the mean face."""
+    generator = open_network(BUNDLED)
+    encoder = open_encoder(generator, PhotoOptions(BUNDLED, tmp_path, None, tmp_path, None))
+    portraits = read_set(PORTRAITS, "ffhq-mask", 64).take(slice(0, 4))
+    target = Target(to_float(portraits.images), portraits.masks)
+
+    def distance(encoder: Encoder | None) -> Tensor:
+        with torch.no_grad():
+            ws = start_ws(generator, target, encoder, portraits.cameras)
+            shown = generator.synthesise(ws, portraits.cameras, deterministic=True)
+        return (shown.image - target.image).square().mean((1, 2, 3))
+
+    assert (distance(encoder) < distance(None) / 2).all()
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ _SUFFIXES = (".safetensors", ".pkl", ".pickle")
 
 _PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"
 BUNDLED = _PRETRAINED / "portraits-64.safetensors"
+BUNDLED_ENCODER = _PRETRAINED / "portraits-64-encoder.safetensors"  # reads that generator's latents
 BUNDLED_PRIOR = _PRETRAINED / "prior-64"
 network_option = click.option(  # of the scripts that show and edit portraits
     "--network",
@@ -43,6 +44,11 @@ def open_network(source: Path | str, device: torch.device | str = "cpu") -> Gene
     if path.suffix == ".safetensors":
         return Generator.load(path, device)  # says what is wrong with it
     return load_published(path).to(device)
+
+
+def encoder_of(source: Path | str) -> Path | None:
+    """The encoder that ships for the generator that ``source`` names, if there is one."""
+    return BUNDLED_ENCODER if find_network(source).resolve() == BUNDLED else None
 
 
 def is_edit(source: Path | str) -> bool:

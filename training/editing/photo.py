@@ -23,7 +23,7 @@ from training.editing.latents import save_latent
 from training.editing.report import psnr, versions
 from training.editing.session import read_square_mask, refuse_without_parts
 from training.generator import Generator
-from training.network_source import find_network, open_network
+from training.network_source import encoder_of, find_network, open_network
 from training.networks.encoder import Encoder
 from training.pictures import look, sheet, sweep, tile, tile_side, to_uint8, write_png
 from training.scene import camera_at, class_map, scene_of
@@ -44,7 +44,8 @@ class PhotoOptions:
     mask: Path | None  # None: read off the picture by the bundled reader
     outdir: Path
     pose: tuple[float, float] | None  # yaw and pitch in radians; None: sought
-    encoder: Path | None = None  # reads the first latent off the picture; None: the mean is the first
+    encoder: Path | None = None  # reads the first latent off the picture; None: the network's that ships, or
+    # else the first is the mean
     settings: InversionSettings = InversionSettings()
     device: str = "cpu"
     command: str = ""
@@ -90,8 +91,9 @@ def run_inversion(options: PhotoOptions, say: Callable[[str], None]) -> PhotoRep
 
 
 def open_encoder(generator: Generator, options: PhotoOptions) -> Encoder | None:
-    """The encoder that was asked for. Raises UserError where it does not belong to such a generator."""
-    path = options.encoder
+    """The encoder that was asked for, or that ships for the network. Raises UserError where it does not
+    belong to such a generator."""
+    path = options.encoder or encoder_of(options.network)
     if path is None:
         return None
     encoder = Encoder.load(path, options.device).eval().requires_grad_(False)
