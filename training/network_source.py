@@ -20,14 +20,15 @@ _SUFFIXES = (".safetensors", ".pkl", ".pickle")
 
 _PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"
 BUNDLED = _PRETRAINED / "portraits-64.safetensors"
+_SHIPPED = ("portraits-64", "portraits-128")  # known by their bare names
 BUNDLED_ENCODER = _PRETRAINED / "portraits-64-encoder.safetensors"  # reads that generator's latents
 BUNDLED_PRIOR = _PRETRAINED / "prior-64"
 network_option = click.option(  # of the scripts that show and edit portraits
     "--network",
     type=click.Path(path_type=Path),
     default=BUNDLED,
-    help="Generator: .safetensors, a published .pkl, a run folder, or a Hub name OWNER/REPO/FILE.",
-    show_default="bundled",
+    help="Generator: portraits-128, a .safetensors, published .pkl or run folder, Hub name OWNER/REPO/FILE.",
+    show_default="portraits-64",
 )
 
 
@@ -65,6 +66,8 @@ def find_network(source: Path | str) -> Path:
     if path.exists():
         return path
     text = path.as_posix()
+    if text in _SHIPPED:
+        return _PRETRAINED / f"{text}.safetensors"
     name = hub_name(text)
     if name is None or path.is_absolute() or path.suffix not in _SUFFIXES or Path(path.parts[0]).is_dir():
         hint = (

@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from dnnlib import config as config_files
 from dnnlib import download
 from dnnlib.errors import UserError
 from tests.published_files import write_mate3d
 from torch_utils.legacy.__main__ import convert
+from training.config import TrainConfig
 from training.generator import Generator
 from training.network_source import find_network, open_network
+
+ROOT = Path(__file__).parents[2]
 
 
 def same(a: Generator, b: Generator) -> bool:
@@ -42,6 +46,12 @@ def test_files_folders_pickles_and_hub_names(generator, tmp_path: Path, monkeypa
         opened = open_network(source)
         assert same(opened, ours), source
         assert not opened.training and not any(p.requires_grad for p in opened.parameters())
+
+
+@pytest.mark.parametrize("name", ["portraits-64", "portraits-128"])
+def test_shipped_generators_are_those_of_their_configurations(name: str) -> None:
+    config = config_files.load(TrainConfig, ROOT / "configs" / f"{name}.yaml")
+    assert open_network(name).config == config.generator
 
 
 def test_a_name_of_the_hub_that_is_not_here(monkeypatch, tmp_path: Path) -> None:
