@@ -23,7 +23,6 @@ from training.prior import PriorMemory
 from training.stopping import terminated_as_interrupted
 
 _FILE = click.Path(path_type=Path)
-_USUAL = Path("out/edit")
 
 
 @click.command(context_settings={"show_default": True})
@@ -32,8 +31,8 @@ _USUAL = Path("out/edit")
 @click.option(
     "--outdir",
     type=_FILE,
-    help="Folder for the results.",
-    show_default=f"{_USUAL}, -2 ... when taken",
+    default=Path("out/edit"),
+    help="Folder for the results; if it holds some, a numbered one beside it.",
 )
 @network_option
 @click.option("--prior", help="Diffusion prior: a diffusers folder or a Hub name.", show_default="bundled")
@@ -61,7 +60,7 @@ _USUAL = Path("out/edit")
 def main(
     mask: Path | None,
     prompt: str | None,
-    outdir: Path | None,
+    outdir: Path,
     network: Path,
     prior: str | None,
     controlnet: str | None,
@@ -104,7 +103,7 @@ def main(
             f"{which} is missing: `python edit.py --seed {seed} --export-mask m.png` writes a mask,"
             f' then `python edit.py --seed {seed} --mask m.png --prompt "a person wearing a red hat"` edits'
         )
-    outdir = free_folder(outdir, _USUAL, REPORT)
+    outdir = free_folder(outdir, REPORT)
     chosen = {"objective": objective, "steps": steps, "guidance": guidance, "seed": seed_noise}
     options = EditOptions(
         mask=mask,

@@ -19,7 +19,6 @@ from training.network_source import network_option
 from training.stopping import terminated_as_interrupted
 
 _FILE = click.Path(path_type=Path)
-_USUAL = Path("out/invert")
 
 
 @click.command(context_settings={"show_default": True})
@@ -28,8 +27,8 @@ _USUAL = Path("out/invert")
 @click.option(
     "--outdir",
     type=_FILE,
-    help="Folder for the results.",
-    show_default=f"{_USUAL}, -2 ... when taken",
+    default=Path("out/invert"),
+    help="Folder for the results; if it holds some, a numbered one beside it.",
 )
 @network_option
 @click.option(
@@ -54,7 +53,7 @@ _USUAL = Path("out/invert")
 def main(
     image: Path,
     mask: Path | None,
-    outdir: Path | None,
+    outdir: Path,
     network: Path,
     encoder: Path | None,
     yaw: float | None,
@@ -71,7 +70,7 @@ def main(
     """
     if (yaw is None) != (pitch is None):
         raise UserError("give both --yaw and --pitch, or neither, then they are sought")
-    outdir = free_folder(outdir, _USUAL, REPORT)
+    outdir = free_folder(outdir, REPORT)
     chosen = {"fit_steps": steps, "tune_steps": tune}
     with terminated_as_interrupted():
         report = run_inversion(

@@ -31,16 +31,12 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def free_folder(given: Path | None, usual: Path, result: str) -> Path:
-    """Where the results of minutes of work go without replacing others: ``given``, or else the first of
-    usual, usual-2, usual-3 ... that holds no ``result``, the file that such work writes last. A given folder
-    that holds one is a UserError."""
-    if given is None:
-        numbered = (usual.with_name(f"{usual.name}-{n}") for n in itertools.count(2))
-        return next(folder for folder in itertools.chain([usual], numbered) if not (folder / result).exists())
-    if (given / result).exists():
-        raise UserError(f"{given} holds results already, see {given / result}: give another --outdir")
-    return given
+def free_folder(wanted: Path, result: str) -> Path:
+    """Where the results of minutes of work go without replacing others: the first of wanted, wanted-2,
+    wanted-3 ... that holds no ``result``, the file that such work writes last."""
+    place = wanted.resolve() if wanted.name in ("", "..") else wanted
+    numbered = (place.with_name(f"{place.name}-{number}") for number in itertools.count(2))
+    return next(folder for folder in itertools.chain([wanted], numbered) if not (folder / result).exists())
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

@@ -185,7 +185,7 @@ def test_second_inversion_leaves_nothing_of_the_first(folder: Path) -> None:
     assert run(folder, *options).exit_code == 0
     assert (folder / "twice/generator.safetensors").exists()
     again = run(folder, *options, "--tune", 0)
-    assert again.exit_code == 2 and "holds results already" in again.output
+    assert again.exit_code == 0 and f"{folder}/twice-2/views.png" in again.output
     (folder / "twice/inversion.json").unlink()  # written last: what is there was cut short
     assert run(folder, *options, "--tune", 0).exit_code == 0
     assert not list((folder / "twice").glob("generator.*"))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -26,16 +27,16 @@ def test_success_replaces(tmp_path) -> None:
     assert os.listdir(path.parent) == ["a.txt"]
 
 
-def test_results_go_where_there_are_none(tmp_path) -> None:
+def test_results_go_where_there_are_none(tmp_path, monkeypatch) -> None:
     usual = tmp_path / "edit"
     for name in ("edit", "edit-2", "edit-3"):
-        folder = free_folder(None, usual, "report.json")
+        folder = free_folder(usual, "report.json")
         assert folder == tmp_path / name
         folder.mkdir()
-        assert free_folder(folder, usual, "report.json") == folder  # begun, not finished
+        assert free_folder(usual, "report.json") == folder  # begun, not finished
         (folder / "report.json").write_text("{}")
-        with pytest.raises(UserError, match=f"{name} holds results already.*--outdir"):
-            free_folder(folder, usual, "report.json")
+    monkeypatch.chdir(usual)
+    assert free_folder(Path("."), "report.json") == tmp_path / "edit-4"
 
 
 def test_a_folder_is_filled_with_one_set_of_options(tmp_path) -> None:
