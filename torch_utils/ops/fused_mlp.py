@@ -44,6 +44,7 @@ NATIVE_TYPES: dict[str, dict[torch.dtype, tuple[float, float]]] = {
 _BLOCK_CPU = 1 << 18
 _BLOCK_GPU = 1 << 26
 # Hidden values per point from which a GPU's second derivatives are products of matrices, block by block.
+# Measured where 19 heads have 64 each: 10.7 ms instead of 25.9; a single head keeps its kernel, not compared.
 _PRODUCTS_FROM = 256
 _LARGE = 80.0  # exp(80) is finite in float32, and log(1 + exp(80)) = 80
 

@@ -26,6 +26,7 @@ from training.editing.session import EditOptions, SourceOptions, open_source, ru
 from training.editing.settings import EditSettings
 from training.network_source import BUNDLED_PRIOR, find_network, network_option
 from training.pictures import sheet, tile, write_png
+from training.prior import load_prior
 from training.scene import class_map
 
 Repaint = Callable[[np.ndarray, LabelSet], np.ndarray]  # class map (H, W) uint8 -> the same, repainted
@@ -221,6 +222,7 @@ def main(outdir: Path, network: Path, prior: str, only: str | None, steps: int, 
     """Run the cases that are not done yet, and print all scores and their means."""
     chosen = named("--only", only, {case.name: case for case in CASES})
     device, settings = choose_device(device), EditSettings(steps=steps)
+    load_prior(prior)  # says what is wrong with it before the folder is its
     claim_folder(outdir, decided_by(find_network(network), prior, settings))
     scores = []
     for case in chosen:
