@@ -12,6 +12,11 @@ from dnnlib.errors import UserError
 from torch_utils import distributed
 
 
+def all_finite(gradients: list[Tensor]) -> Tensor:
+    """Bool (): whether no number of any of them is infinite or none: by their norms, in a few kernels."""
+    return torch.stack(torch._foreach_norm(gradients)).isfinite().all()
+
+
 class FiniteGuard:
     """Counts steps whose gradients are not finite: left out, never patched; too many end the run.
 
@@ -25,8 +30,7 @@ class FiniteGuard:
 
     def failed(self, gradients: list[Tensor], what: str) -> Tensor:
         """Float (): 1 where not all gradients are finite, which is counted, else 0."""
-        norms = torch.stack(torch._foreach_norm(gradients))
-        failed = (~norms.isfinite().all()).float()
+        failed = (~all_finite(gradients)).float()
         if what not in self._counts:
             self._counts[what] = torch.zeros_like(failed)
         self._counts[what] += failed

@@ -114,7 +114,7 @@ def fit(
     if pose is not None:
         pose = pose.detach().clone().requires_grad_(True)
         groups.append({"params": [pose], "lr": settings.lr_pose})
-    optimiser = torch.optim.Adam(groups, betas=_BETAS)
+    optimiser = torch.optim.Adam(groups, betas=_BETAS, fused=True)
     rate = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, [group["lr"] for group in groups], steps, pct_start=warm_up_share(_WARM_UP, steps)
     )
@@ -247,7 +247,7 @@ def tune(
     tuned = copy.deepcopy(generator).requires_grad_(True)
     tuned.mapping.requires_grad_(False)  # w is fixed
     optimiser = torch.optim.Adam(
-        [p for p in tuned.parameters() if p.requires_grad], lr=settings.lr_tune, betas=_BETAS
+        [p for p in tuned.parameters() if p.requires_grad], lr=settings.lr_tune, betas=_BETAS, fused=True
     )
     classes = one_hot(target.classes, generator.parts)
     random = torch.Generator().manual_seed(settings.seed)

@@ -30,6 +30,7 @@ from training.generator import Rendering, Want
 from training.prior import NORMAL_PREFIX
 from training.rendering.renderer import RaySamples
 from training.scene import Scene, class_map, normal_picture
+from training.updates import all_finite
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ class EditOptimiser:
                 {"params": [learned.ws], "lr": settings.lr_latent},
             ],
             betas=(0.9, 0.99),
+            fused=True,
         )
         self._nonfinite = 0
 
@@ -297,10 +299,10 @@ class EditOptimiser:
 
     def _update(self, index: int) -> None:
         """Adam's step; a step with non-finite gradients is left out, counted, and too many end the edit."""
-        parameters = [
-            p for group in self.optimiser.param_groups for p in group["params"] if p.grad is not None
+        gradients = [
+            p.grad for group in self.optimiser.param_groups for p in group["params"] if p.grad is not None
         ]
-        if not all(torch.isfinite(p.grad).all() for p in parameters):
+        if not all_finite(gradients):
             self._nonfinite += 1
             if self._nonfinite > self.settings.max_nonfinite:
                 raise UserError(
