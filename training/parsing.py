@@ -12,11 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from training.networks.inputs import one_hot, resize
 from training.networks.unet import parsing_loss, soften
 from training.phases import Context, Term
 from training.reconstruction import mask_loss, pixel_weights
 from training.updates import Updater
-from training.views import Views, one_hot, reduce
+from training.views import Views
 
 _SOFTENED = 0.3  # share of the true pictures that the parser sees at half their resolution
 _BETAS = (0.9, 0.98)
@@ -78,7 +79,7 @@ class Parsing:
 
     def _seen(self, x: Tensor) -> Tensor:
         """Reduced to the parser's resolution where it is larger."""
-        return reduce(x, min(self.config.resolution, x.shape[-1]))
+        return resize(x, min(self.config.resolution, x.shape[-1]))
 
     def state_dict(self) -> dict:
         return {"seen": self.seen, "optimiser": self.updater.state_dict()}

@@ -17,9 +17,10 @@ from datasets.masked_images import Batch
 from training import losses
 from training.generator import Rendering
 from training.networks.encoder import Posterior
+from training.networks.inputs import one_hot, resize
 from training.phases import Context, Term
 from training.updates import Updater, forget
-from training.views import Views, one_hot, reduce
+from training.views import Views
 from training.whitening import Moments, aggregate_distance, whiten
 
 _MASK_LOGITS = 5.0  # mask channels lie in [-1, 1]: times this they are the logits of the cross-entropy
@@ -97,12 +98,12 @@ class Reconstruction:
         if config.mask:
             terms.append(Term("fit/mask", config.mask, mask_loss(rendering, classes, pixels)))
         raw_resolution = rendering.image_raw.shape[-1]
-        foreground = reduce(1 - classes[:, :1], raw_resolution)  # (N, 1, r, r)
+        foreground = resize(1 - classes[:, :1], raw_resolution)  # (N, 1, r, r)
         if config.depth:
             value = depth_loss(rendering.depth, batch.depth, foreground)
             terms.append(Term("fit/depth", config.depth, value))
         if config.normals:
-            wanted = reduce(batch.normals, raw_resolution)
+            wanted = resize(batch.normals, raw_resolution)
             inside = (foreground > _FOREGROUND).float()
             value = _mean_where((rendering.normals - wanted).abs(), inside)
             terms.append(Term("fit/normals", config.normals, value))
@@ -142,7 +143,7 @@ def image_terms(
     None: all equal), and of their gradients at several scales."""
     pixels = torch.ones_like(image[:, :1]) if pixels is None else pixels
     resolution = rendering.image_raw.shape[-1]
-    raw, pixels_raw = reduce(image, resolution), reduce(pixels, resolution)
+    raw, pixels_raw = resize(image, resolution), resize(pixels, resolution)
     final = ((rendering.image - image).abs() * pixels).mean()
     difference = final + ((rendering.image_raw - raw).abs() * pixels_raw).mean()
     terms = [Term("fit/image", weight, difference)]
@@ -167,7 +168,7 @@ def mask_loss(rendering: Rendering | Views, classes: Tensor, pixels: Tensor | No
     pixels = torch.ones_like(classes[:, :1]) if pixels is None else pixels
 
     def entropy(mask: Tensor) -> Tensor:
-        wanted, weights = (reduce(x, mask.shape[-1]) for x in (classes, pixels))
+        wanted, weights = (resize(x, mask.shape[-1]) for x in (classes, pixels))
         values = functional.cross_entropy(_MASK_LOGITS * mask, wanted, reduction="none")
         return (values * weights.squeeze(1)).mean()
 
@@ -177,8 +178,8 @@ def mask_loss(rendering: Rendering | Views, classes: Tensor, pixels: Tensor | No
 def depth_loss(depth: Tensor, wanted: Tensor, foreground: Tensor) -> Tensor:
     """L1 in world units of depths (N, 1, r, r) to (N, 1, H, H, 0 = background), where all is foreground."""
     resolution = depth.shape[-1]
-    known = reduce((wanted > 0).float(), resolution)
-    mean = reduce(wanted, resolution) / known.clamp_min(1e-6)
+    known = resize((wanted > 0).float(), resolution)
+    mean = resize(wanted, resolution) / known.clamp_min(1e-6)
     return _mean_where((depth - mean).abs(), ((foreground > _FOREGROUND) & (known > _FOREGROUND)).float())
 
 

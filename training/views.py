@@ -11,6 +11,7 @@ from torch.nn import functional
 from training import augment
 from training.augment import Augmentation
 from training.generator import Rendering
+from training.networks.inputs import one_hot, resize
 
 _BLUR_REACH = 3  # the kernel ends after this many standard deviations
 
@@ -49,7 +50,7 @@ def real_views(images: Tensor, masks: Tensor, classes: int, raw_resolution: int)
     """Views of pictures uint8 (N, 3, H, H) and class maps uint8 (N, H, H); the raw ones are reductions."""
     image = images.float() / 127.5 - 1
     mask = one_hot(masks, classes) * 2 - 1
-    return Views(image, reduce(image, raw_resolution), mask, reduce(mask, raw_resolution))
+    return Views(image, resize(image, raw_resolution), mask, resize(mask, raw_resolution))
 
 
 def fake_views(rendering: Rendering) -> Views:
@@ -57,23 +58,10 @@ def fake_views(rendering: Rendering) -> Views:
     return Views(rendering.image, rendering.image_raw, rendering.mask, rendering.mask_raw)
 
 
-def one_hot(masks: Tensor, classes: int) -> Tensor:
-    """Class maps (N, H, W) to float (N, P, H, W) of 0 and 1."""
-    channels = torch.zeros(masks.shape[0], classes, *masks.shape[1:], device=masks.device)
-    return channels.scatter_(1, masks.long().unsqueeze(1), 1.0)
-
-
 def sharpen_mask(mask: Tensor, sharpness: float) -> Tensor:
     """``2 softmax(sharpness * mask) - 1`` over the channels of (N, P, H, H): one-hot masks in {-1, 1} hardly
     change, soft ones become like them, and gradients stay where classes meet."""
     return (sharpness * mask).softmax(1) * 2 - 1
-
-
-def reduce(images: Tensor, resolution: int) -> Tensor:
-    """Antialiased resize of (N, C, H, H) to a smaller side."""
-    if images.shape[-1] == resolution:
-        return images
-    return functional.interpolate(images, size=(resolution, resolution), mode="bilinear", antialias=True)
 
 
 def prepare(

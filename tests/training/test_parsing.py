@@ -13,10 +13,11 @@ from dnnlib.errors import UserError
 from training import snapshots
 from training.curves import Curves
 from training.loop import Trainer
+from training.networks.inputs import one_hot, resize
 from training.parsing import Parsing
 from training.phases import Context, build_models
 from training.updates import FiniteGuard
-from training.views import Views, one_hot, reduce
+from training.views import Views
 
 CPU = torch.device("cpu")
 
@@ -40,7 +41,7 @@ def half_and_half(count: int, parts: int) -> Views:
     classes = torch.where(above, 1, 2).expand(count, 16, 16)
     image = torch.stack([above, ~above & False, ~above], 1).expand(count, 3, 16, 16) * 2.0 - 1
     mask = one_hot(classes, parts) * 2 - 1
-    return Views(image.contiguous(), reduce(image, 8), mask, reduce(mask, 8))
+    return Views(image.contiguous(), resize(image, 8), mask, resize(mask, 8))
 
 
 def test_it_learns_masks_and_asks_pictures_for_them(parsing):

@@ -12,9 +12,9 @@ from training import reconstruction
 from training.adversarial import AdversarialPhase
 from training.curves import Curves
 from training.generator import Rendering
+from training.networks.inputs import one_hot
 from training.phases import Context, build_models
 from training.updates import FiniteGuard
-from training.views import one_hot
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from training import augment
-from training.views import Views, blur, one_hot, prepare, real_views, reduce, sharpen_mask
+from training.networks.inputs import one_hot, resize
+from training.views import Views, blur, prepare, real_views, sharpen_mask
 
 
 def test_real_views_have_the_range_and_classes_of_generated_ones():
@@ -19,16 +20,6 @@ def test_real_views_have_the_range_and_classes_of_generated_ones():
     assert views.mask[:, :, 0, 0].tolist() == [[1, -1, -1], [-1, -1, 1]]
     assert views.image_raw.shape == (2, 3, 4, 4)
     torch.testing.assert_close(views.mask_raw, views.mask[..., ::2, ::2])
-
-
-def test_one_hot_sums_to_one():
-    assert one_hot(torch.randint(0, 5, (2, 4, 4)), 5).sum(1).eq(1).all()
-
-
-def test_reduction_keeps_the_mean():
-    image = torch.rand(1, 2, 16, 16)
-    interior = reduce(image, 8).mean()
-    assert abs(interior - image.mean()) < 0.02  # the triangle filter weighs the border differently
 
 
 def test_blur_falls_to_one_half_at_sigma():
@@ -77,7 +68,7 @@ def test_sharpened_masks_are_almost_one_hot():
 def test_the_mask_discriminator_sees_no_more_than_it_may():
     torch.manual_seed(0)
     image, mask = torch.randn(1, 3, 32, 32), torch.randn(1, 4, 32, 32)
-    views = Views(image, reduce(image, 16), mask, reduce(mask, 16))
+    views = Views(image, resize(image, 16), mask, resize(mask, 16))
     plain, raw = views.for_mask_judge(sharpness=0.0, colour_blur=0.0)
     torch.testing.assert_close(plain, torch.cat([image, mask], 1))
     final, raw = views.for_mask_judge(sharpness=5.0, colour_blur=0.05)

@@ -21,10 +21,10 @@ from dnnlib.config import check_least
 from dnnlib.errors import UserError
 from training.generator import Generator, Rendering, Want
 from training.networks.encoder import Encoder
+from training.networks.inputs import one_hot
 from training.reconstruction import image_terms, mask_loss, pixel_weights
 from training.scene import camera_at, device_of
 from training.schedules import warm_up_share
-from training.views import one_hot
 
 Progress = Callable[[str, float], None]  # which stage, and the loss after one more of its steps
 

@@ -14,9 +14,9 @@ from training import losses
 from training.generator import Generator, Want
 from training.metrics.portrait_set import PortraitSet, to_float
 from training.metrics.warping import Agreement, Sight, agreement
+from training.networks.inputs import resize
 from training.rendering.cameras import yaw_pitch
 from training.scene import Scene, camera_at, latent_of_seed, scene_of, ws_of_latent
-from training.views import reduce
 
 YAWS = (-40.0, -27.0, -13.0, 0.0, 13.0, 27.0, 40.0)  # degrees, pitch 0
 _NEAR = math.radians(31)  # identity is quoted within +-30 degrees
@@ -51,8 +51,8 @@ def sights_of_scene(scene: Scene, yaws: Sequence[float] = YAWS) -> Sight:
     for camera in cameras.split(1):
         view = scene.render(camera, Want(), deterministic=True)
         surface = scene.render(camera, Want(image=False, mask=False), deterministic=True, raw_resolution=side)
-        images.append(reduce(view.image.clamp(-1, 1), side))
-        classes.append(reduce(view.mask, side).argmax(1))
+        images.append(resize(view.image.clamp(-1, 1), side))
+        classes.append(resize(view.mask, side).argmax(1))
         depths.append(surface.depth)
     return Sight(cameras, torch.cat(images), torch.cat(classes), torch.cat(depths))
 

@@ -16,8 +16,8 @@ from training.judges.attributes import ATTRIBUTES, HIDDEN, targets
 from training.judges.reader import Reader, ReaderConfig, Reading
 from training.metrics.portrait_set import PortraitSet, fit, read_set, to_float, varied
 from training.metrics.segmentation import mean_iou
+from training.networks.inputs import one_hot
 from training.networks.unet import parsing_loss
-from training.views import one_hot
 
 
 def reading_loss(reading: Reading, masks: Tensor, attributes: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from torch_utils.ops.upfirdn2d import setup_filter
+from training.networks.inputs import resize
 from training.networks.layers import FIR_TAPS, Conv2dLayer, FullyConnectedLayer, channels_at
 from training.networks.mapping import MappingNetwork
-from training.networks.superresolution import resize
 from training.networks.synthesis import FP16_CLAMP, enter_precision
 
 

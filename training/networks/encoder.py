@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dnnlib import config as config_files
 from dnnlib.errors import UserError
 from torch_utils import checkpoint
-from training.views import one_hot, reduce
+from training.networks.inputs import one_hot, resize
 
 FORMAT = "mate3d-encoder-1"
 ENCODER_FILE = "encoder.safetensors"  # where training leaves it, beside its generators
@@ -73,7 +73,7 @@ class Encoder(nn.Module):
 
     def forward(self, pictures: Tensor) -> Posterior:
         """pictures (N, in_channels, H, H), H at least the configured side -> Posterior of (N, z_dim)."""
-        pictures = reduce(pictures, self.config.resolution)
+        pictures = resize(pictures, self.config.resolution)
         mean, log_variance = self.head(self.features(pictures)).chunk(2, dim=1)
         return Posterior(mean, log_variance.clamp(max=_MAX_LOG_VARIANCE))
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from torch_utils.ops.upfirdn2d import setup_filter
+from training.networks.inputs import resize
 from training.networks.layers import FIR_TAPS, OutputLayer, SynthesisLayer
 from training.networks.synthesis import FP16_CLAMP, add_to_skip, enter_precision
 
@@ -78,12 +77,3 @@ class SuperResolution(nn.Module):
         for index in range(self.num_blocks):
             x, img = getattr(self, f"block{index}")(x, img, last, noise_mode)
         return img
-
-
-def resize(x: Tensor, resolution: int) -> Tensor:
-    """x (N, C, H, W) at another side, bilinear with antialiasing; as it is where the side fits."""
-    if x.shape[-2:] == torch.Size((resolution, resolution)):
-        return x
-    return F.interpolate(
-        x.float(), size=(resolution, resolution), mode="bilinear", align_corners=False, antialias=True
-    )

@@ -11,8 +11,8 @@ from training.editing import inversion
 from training.editing.inversion import InversionSettings, Target, fit, invert, likeness, tune
 from training.generator import Generator, Want
 from training.networks.encoder import Encoder, EncoderConfig
+from training.networks.inputs import one_hot
 from training.scene import camera_at, latent_of_seed, ws_of_latent
-from training.views import one_hot
 
 BUNDLED = Path(__file__).resolve().parents[3] / "pretrained/portraits-64.safetensors"
 
