@@ -20,6 +20,7 @@ from datasets.labels import label_set, read_mask, write_mask
 from edit import main
 from tests.tiny_generator import TINY_GENERATOR
 from training.acceleration import Acceleration
+from training.editing import session
 from training.editing.export import load_edit
 from training.editing.optimise import EditOptimiser, StepLosses
 from training.generator import Generator
@@ -168,6 +169,16 @@ def test_a_larger_mask_is_resized_with_a_note(edited, models: Path, tmp_path: Pa
     result = run(models, "--seed", 3, *prompt, *FAST, "--steps", 1)
     assert result.exit_code == 0, result.output
     assert "64x64: resized to 16x16" in result.output
+
+
+def test_a_mask_that_moves_many_classes_is_questioned(
+    edited, models: Path, tmp_path: Path, monkeypatch
+) -> None:
+    assert "another one's mask" not in edited[2].output  # a hat is one class
+    monkeypatch.setattr(session, "_MANY_CLASSES", 0)
+    result = run_red_hat(models, edited[0], tmp_path / "out", "--objective", "sds", "--steps", 1)
+    assert result.exit_code == 0, result.output
+    assert "moves 1 classes of this portrait: if it was painted on another one's mask" in result.output
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,9 @@ class SourceOptions:
     acceleration: Acceleration = Acceleration()
 
 
+_MANY_CLASSES = 3  # what one change moves; masks of another portrait move more, three times in four
+
+
 @dataclass(frozen=True)
 class EditOptions:
     """What to make of it."""
@@ -184,6 +187,11 @@ def read_request(source: Source, options: EditOptions, say: Say) -> EditRequest:
             raise UserError("background cannot be edited as a class: repaint it as what should grow there")
     else:
         classes = edited_classes(requested, rendered)
+        if len(classes) > _MANY_CLASSES:
+            say(
+                f"{options.mask} moves {len(classes)} classes of this portrait: if it was painted on another "
+                "one's mask, give that one's --seed or --latent; --classes names what to edit"
+            )
     return EditRequest(requested, rendered, source.camera, classes)
 
 
