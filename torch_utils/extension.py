@@ -121,15 +121,19 @@ def use_native(operation: str, impl: str, device: torch.device, elements: int | 
         least = AUTO.get(operation, {}).get(device.type)
         if least is None or (elements is not None and elements < least):
             return False
-    if device.type not in NATIVE.get(operation, ()):
-        _warn_once(f"there is no native {operation} for {device.type}: its reference runs")
+    return _has_kernels(operation, device.type)
+
+
+def _has_kernels(operation: str, kind: str) -> bool:
+    if kind not in NATIVE.get(operation, ()):
+        _warn_once(f"there is no native {operation} for {kind}: its reference runs")
         return False
-    return device.type in loaded(operation)
+    return kind in loaded(operation)
 
 
-# A compiled model takes what holds while it is traced. torch.compiler.assume_constant_result would do this,
-# but imports the whole compiler.
-use_native._dynamo_marked_constant = True
+# A compiled model takes what holds while it is traced; sizes, which may be symbols there, stay outside.
+# torch.compiler.assume_constant_result would do this, but imports the whole compiler.
+_has_kernels._dynamo_marked_constant = True
 
 
 @functools.cache

@@ -14,6 +14,7 @@ class _Scaled(Function):
     @staticmethod
     def forward(ctx: FunctionCtx, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         wanted = ctx.needs_input_grad[1:]
+        ctx.save_for_backward(*inputs)
         ctx.inner = [x.detach().requires_grad_(w) for x, w in zip(inputs, wanted, strict=True)]
         with torch.enable_grad():
             ctx.result = function(*ctx.inner)
@@ -25,7 +26,22 @@ class _Scaled(Function):
         scale = torch.where(torch.isfinite(scale), scale, 1.0)
         wanted = [x for x in ctx.inner if x.requires_grad]
         found = iter(torch.autograd.grad(ctx.result, wanted, grad * scale))
-        return None, *(next(found) / scale if x.requires_grad else None for x in ctx.inner)
+        gradients = [next(found) / scale if x.requires_grad else None for x in ctx.inner]
+        if torch.is_grad_enabled():  # a second derivative would be zero without a word
+            gradients = [None if g is None else _Last.apply(g, *ctx.saved_tensors) for g in gradients]
+        return None, *gradients
+
+
+class _Last(Function):
+    """A gradient of some inputs that cannot be differentiated by them."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, gradient: Tensor, *inputs: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *_: Tensor) -> tuple[Tensor | None, ...]:
+        raise NotImplementedError("gradients in float16 are differentiable once: second derivatives need float32")
 
 
 def scaled_gradients(function: Callable[..., Tensor], dtype: torch.dtype, *inputs: Tensor) -> Tensor:

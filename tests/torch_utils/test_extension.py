@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import sys
+import time
 import warnings
 
 import pytest
@@ -145,7 +146,8 @@ def test_a_defined_operation_is_traced_before_it_is_built_and_refuses_a_derivati
 
 def test_two_processes_build_once(tmp_path):
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=build_slowly, args=(tmp_path,)) for _ in range(2)]
+    together = context.Barrier(2)
+    workers = [context.Process(target=build_slowly, args=(tmp_path, together)) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -154,13 +156,15 @@ def test_two_processes_build_once(tmp_path):
     assert (tmp_path / "builds").read_text() == "x"
 
 
-def build_slowly(folder):
+def build_slowly(folder, together):
     def compile_slowly(_, library, __):
         with open(folder / "builds", "a") as file:
             file.write("x")
+        time.sleep(0.5)  # the other one, which set off with this one, has looked by then
         library.write_bytes(b"")
 
     extension._compile = compile_slowly
+    together.wait(30)
     extension.build("bias_act", with_cuda=False)
 
 

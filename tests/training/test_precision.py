@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -30,6 +31,15 @@ def test_gradients_survive_half_precision() -> None:
     zero = x.clone().requires_grad_()
     (0 * scaled_gradients(function, torch.float16, zero)).sum().backward()
     assert torch.equal(zero.grad, torch.zeros_like(x))
+
+
+def test_second_derivatives_are_refused() -> None:
+    """They would be zero without a word."""
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    y = scaled_gradients(lambda x: x**3, torch.float16, x)
+    (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivatives need float32"):
+        torch.autograd.grad(slope.square().sum(), x)
 
 
 def test_of_several_inputs_those_have_gradients_that_want_them() -> None:

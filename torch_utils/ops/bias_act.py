@@ -71,12 +71,16 @@ def bias_act(
     spec = ACTIVATIONS[act]
     alpha = spec.alpha if alpha is None else float(alpha)
     gain = spec.gain if gain is None else float(gain)
+    if clamp is not None and clamp < 0:
+        raise ValueError(f"clamp is {clamp}: it bounds the absolute value, so it is not negative")
+    if bias is not None and not -x.ndim <= dim < x.ndim:
+        raise IndexError(f"dim is {dim}, of a tensor with {x.ndim} dimensions")
     supported = x.dtype in NATIVE_TYPES.get(x.device.type, ()) and x.ndim > 0
     differentiated = x.requires_grad or (bias is not None and bias.requires_grad)
     overwrite = overwrite and not (differentiated and torch.is_grad_enabled())
     # An addition alone is one pass already, and its gradient is the very one that comes in.
     if act == "linear" and gain == 1 and clamp is None and impl == "auto":
-        if overwrite and bias is not None:
+        if overwrite and bias is not None and _dense(x):
             return x.add_(_along(bias.to(x.dtype), dim % x.ndim, x))
         impl = "reference"
     if supported and extension.use_native("bias_act", impl, x.device, x.numel()):

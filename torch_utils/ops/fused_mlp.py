@@ -26,6 +26,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from torch_utils import extension
+from torch_utils.ops.types import of_one_type, undisturbed
 
 # Most channels and outputs; the kernels have room for one channel more, for the second derivative by weights.
 # Half precision is computed in float32.
@@ -54,13 +55,21 @@ def fused_mlp(
 ) -> Tensor:
     """P heads on every point: x (..., C), W1 (P, K, C), b1 (P, K), W2 (P, O, K), b2 (P, O) -> (..., P O).
 
-    Right to second order. ``impl`` is 'auto', 'reference' or 'native'.
+    Right to second order. Of tensors of several types the widest counts. ``impl`` is 'auto', 'reference' or
+    'native'.
     """
+    with undisturbed(x):
+        return _fused_mlp(x, weight1, bias1, weight2, bias2, impl)
+
+
+def _fused_mlp(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, impl: str
+) -> Tensor:
+    x, weight1, bias1, weight2, bias2 = of_one_type(x, weight1, bias1, weight2, bias2)
     flat = x.reshape(-1, x.shape[-1])  # (M, C)
     parameters = (weight1, bias1, weight2, bias2)
     channels, outputs = NATIVE_TYPES.get(x.device.type, {}).get(x.dtype, (-1, -1))
-    fits = x.shape[-1] <= channels and weight2.shape[1] <= outputs
-    fits = fits and all(each.dtype == x.dtype for each in parameters)
+    fits = x.shape[-1] <= channels and weight2.shape[1] <= outputs and bias1.numel() > 0
     if fits and extension.use_native("fused_mlp", impl, x.device, len(flat) * bias1.numel()):
         wide = torch.promote_types(x.dtype, torch.float32)
         y = _outputs(flat.to(wide), *(each.to(wide) for each in parameters)).to(x.dtype)
@@ -248,7 +257,7 @@ def _to_bias2(grad: Tensor, weight2: Tensor) -> Tensor:
 
 
 def _blocks(x: Tensor, hidden: int) -> list[slice]:
-    size = max(64, (_BLOCK_GPU if x.is_cuda else _BLOCK_CPU) // hidden)
+    size = max(64, (_BLOCK_GPU if x.is_cuda else _BLOCK_CPU) // max(1, hidden))
     return [slice(start, start + size) for start in range(0, len(x), size)]
 
 

@@ -26,6 +26,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from torch_utils import extension
+from torch_utils.ops.types import of_one_type
 
 # Axes of a point that are a plane's horizontal (W) and vertical (H) coordinate.
 PROJECTIONS: dict[str, tuple[tuple[int, int], ...]] = {
@@ -73,8 +74,8 @@ def triplane_sample_sets(
     """:func:`triplane_sample` of several sets of planes at the same points, which are projected only once
     where gradients are wanted.
 
-    All have one H and W. The native operation reads sets that :func:`channels_last` made where they lie, and
-    copies others.
+    All have one H and W; of several types the widest counts. The native operation reads sets that
+    :func:`channels_last` made where they lie, and copies others.
     """
     height, width = sets[0].shape[-2:]
     if any(planes.shape[-2:] != (height, width) for planes in sets):
@@ -83,8 +84,9 @@ def triplane_sample_sets(
         raise ValueError(f"reduce is '{reduce}'; it must be 'mean' or 'none'")
     axes = PROJECTIONS[projection]
     scale = 1 / len(axes) if reduce == "mean" else 1.0
+    points, *sets = of_one_type(points, *sets)
     dtype = points.dtype
-    fits = dtype in NATIVE_TYPES.get(points.device.type, ()) and all(each.dtype == dtype for each in sets)
+    fits = dtype in NATIVE_TYPES.get(points.device.type, ())
     values = points.shape[:2].numel() * sum(planes.shape[2] for planes in sets)
     native = fits and min(height, width) >= 2
     native = native and extension.use_native("triplane_sample", impl, points.device, values)
@@ -99,7 +101,7 @@ def triplane_sample_sets(
     else:
         cells, weight = _corners(points, axes, box_warp, height, width)
         cells, weight = cells.flatten(0, 1), weight.flatten(0, 1) * scale
-    layout = _Layout(pitch=width if native else width + 2, groups=len(points), native=native)
+    layout = _Layout(pitch=width if native else width + 2, groups=max(1, len(points)), native=native)
     if reduce == "none":  # a point on one plane is a row of 4 corners, instead of 12
         cells, weight = cells.view(-1, 1), weight.reshape(-1, 1, 4)
         layout = _Layout(layout.pitch, 1, native)

@@ -20,6 +20,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from torch_utils import extension
+from torch_utils.ops.types import undisturbed
 
 Pair = int | Sequence[int]  # one number for both axes, or (x, y)
 
@@ -70,7 +71,8 @@ def upfirdn2d(
         # taps of single precision even for pictures of half
         f = (f if flip_filter else f.flip((0, 1))).to(torch.promote_types(x.dtype, torch.float32))
         return _native(x, f, steps.up, steps.down, steps.padding)
-    return _Upfirdn2d.apply(x, f.to(x.dtype), steps)
+    with undisturbed(x):
+        return _Upfirdn2d.apply(x, f.to(x.dtype), steps)
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,9 @@ def test_input_is_left_as_it_is():
 @pytest.mark.parametrize("act", ["linear", "lrelu", "tanh"])
 def test_what_nobody_needs_any_more_may_be_overwritten(impl, layout, act):
     x, bias = torch.randn(2, 3, 40, 40).contiguous(memory_format=layout), torch.randn(3)
-    for each in (x.clone(), x[..., ::2]):  # dense; with gaps, which the native operation copies
-        dense = each.shape == x.shape
+    # dense; with gaps, which the native operation copies; and nothing to write to
+    for each in (x.clone(), x[..., ::2], x[:1, :, :1, :1].expand_as(x)):
+        dense = each.shape == x.shape and each.stride() == x.stride()
         expected = bias_act(each, bias, act=act, gain=1, impl="reference")
         y = bias_act(each, bias, act=act, gain=1, overwrite=True, impl=impl)
         torch.testing.assert_close(y, expected)
@@ -91,11 +92,26 @@ def test_half_precision_keeps_its_type():
     assert y.dtype == torch.float16
 
 
+@pytest.mark.parametrize("impl", ["reference", "native"])
+def test_undefined_numbers_keep_their_gradient(impl):
+    """Where a NaN goes through, its gradient does too: it must not look as if nothing had happened."""
+    x = torch.tensor([torch.nan, -1.0, 1.0], requires_grad=True)
+    y = bias_act(x, act="relu", dim=0, gain=3.0, impl=impl)
+    assert y[0].isnan()
+    y.sum().backward()
+    assert x.grad.tolist() == [3, 0, 3]
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="lrelu"):
         bias_act(torch.zeros(1, 1), act="leaky")
     with pytest.raises(ValueError, match="reference"):
         bias_act(torch.zeros(1, 1), impl="ref")
+    with pytest.raises(ValueError, match="clamp is -1"):
+        bias_act(torch.zeros(1, 1), clamp=-1)
+    for dim in (2, -3):
+        with pytest.raises(IndexError, match="2 dimensions"):
+            bias_act(torch.zeros(1, 1), torch.zeros(1), dim=dim)
 
 
 def away_from_kinks(x, bias, act, clamp, margin=1e-3):
@@ -211,6 +227,12 @@ def test_native_is_a_good_citizen_of_torch(native, act, wanted):
     factor = torch.randn(2, 3, 4, requires_grad=True)
     ops = torch.ops.mate3d
     torch.library.opcheck(ops.bias_act.default, (x, bias, 1, number, 0.2, 1.4, 0.9))
+    # gaps in memory and overlaps: the result has x's order of dimensions, and none of them
+    channels = torch.randn(2, 6, 4, 5).contiguous(memory_format=torch.channels_last)[:, :3]
+    for gaps in (channels, torch.randn(2, 3, 4)[..., ::2], torch.randn(2, 3, 1).expand(2, 3, 4)):
+        settings = (1, number, 0.2, 1.4, 0.9)
+        torch.library.opcheck(ops.bias_act.default, (gaps.detach().requires_grad_(), bias, *settings))
+        assert ops.bias_act(gaps, bias, *settings).stride() == torch.empty_like(gaps).stride()
     torch.library.opcheck(ops.bias_act_.default, (x.detach(), bias.detach(), 1, number, 0.2, 1.4, 0.9))
     for spread in (None, torch.randn(3, requires_grad=True)):
         for summed in (False, True):

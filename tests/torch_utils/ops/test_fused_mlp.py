@@ -61,10 +61,6 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(module, "_BLOCK_CPU", 1)  # blocks of 64 points, their smallest size
 
 
-def test_native_is_there():
-    assert extension.use_native("fused_mlp", "native", torch.device("cpu"))
-
-
 def test_softplus_agrees_with_torch_everywhere():
     x = torch.tensor([-1e4, -100.0, -20.0, -1.0, 0.0, 1.0, 20.0, 79.9, 80.1, 1e4, torch.inf, -torch.inf])
     x = torch.cat([x, torch.linspace(-30, 90, 1000)])
@@ -96,6 +92,30 @@ def test_undefined_and_infinite_points():
         y = fused_mlp(x, *arguments[1:], impl=impl)
         assert y[1].isnan().all() and y[[0, 3]].isfinite().all()
         torch.testing.assert_close(y[[0, 3]], by_the_equations(x[[0, 3]], *arguments[1:]))
+
+
+@pytest.mark.parametrize("width", [8, 24])  # others are filled up with zeros, which times infinity is none
+@pytest.mark.parametrize("impl", BOTH)
+def test_infinite_hidden_values(impl, width):
+    arguments = inputs(points=2, width=width, channels=1, heads=1, dtype=torch.float32)
+    x, weight1, bias1, weight2, bias2 = (each.detach() for each in arguments)
+    x = torch.tensor([[1e20], [-1e20]], requires_grad=True)
+    y = fused_mlp(x, torch.full_like(weight1, 1e20), bias1, weight2.abs(), bias2, impl=impl)
+    assert y[0].isposinf() and y[1] == bias2[0, 0]
+    # exp(-87), the smallest that there is, times the weights
+    assert torch.autograd.grad(y[1].sum(), x)[0].abs().max() < 1e-15
+
+
+@pytest.mark.parametrize("impl", BOTH)
+@pytest.mark.parametrize(("heads", "outputs", "width"), [(3, 0, 4), (2, 1, 0)])
+def test_nothing_to_compute(impl, heads, outputs, width):
+    """No gradient, and no memory that nothing has been written to."""
+    arguments = inputs(points=400, heads=heads, outputs=outputs, width=width)
+    y = fused_mlp(*arguments, impl=impl)
+    assert y.shape == (400, heads * outputs)
+    torch.full((400, 3), 7.0, dtype=torch.float64)  # freed: what lies in memory is not zero
+    gradients = torch.autograd.grad(y.sum(), arguments, allow_unused=True)
+    assert gradients[0] is None or gradients[0].eq(0).all()
 
 
 @pytest.mark.parametrize("impl", BOTH)

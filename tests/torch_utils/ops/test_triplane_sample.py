@@ -131,8 +131,13 @@ def test_no_points(impl, reduce, shape):
     assert not any(grad.any() for grad in torch.autograd.grad(y.sum(), (planes, points)))
 
 
-def test_native_is_there():
-    assert extension.use_native("triplane_sample", "native", torch.device("cpu"))
+@pytest.mark.parametrize("impl", BOTH)
+def test_no_scenes(impl):
+    planes, points = (tensor[:0].requires_grad_() for tensor in scene())
+    y = triplane_sample(planes, points, projection="orthogonal", box_warp=BOX, impl=impl)
+    assert y.shape == (0, *points.shape[1:2], planes.shape[2])
+    gradients = torch.autograd.grad(y.sum(), (planes, points))
+    assert [each.shape for each in gradients] == [planes.shape, points.shape]
 
 
 @settings(max_examples=25, deadline=None)

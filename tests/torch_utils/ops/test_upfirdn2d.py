@@ -210,6 +210,14 @@ def test_native_is_compiled_as_one_graph(native):
     torch.testing.assert_close(found, wanted)
 
 
+def test_native_keeps_taps_that_are_small_beside_others(native):
+    """A millionth of the largest tap is no rounding: this filter is no product of two."""
+    f = torch.tensor([[1.0, 0.0], [0.0, 5e-7]])
+    x = torch.zeros(1, 1, 2, 2)
+    x[0, 0, 1, 1] = 1e6
+    assert upfirdn2d(x, f, flip_filter=True, impl="native").item() == pytest.approx(0.5)
+
+
 def test_native_refuses_a_filter_larger_than_the_picture(native):
     with pytest.raises(RuntimeError, match="4 taps for a picture of 3"):
         upfirdn2d(torch.zeros(1, 1, 3, 3), torch.ones(4, 4), impl="native")

@@ -24,8 +24,8 @@ MATE3D_INLINE T derivative(T u, T alpha) {
   if constexpr (act == Activation::linear) {
     return order == 0 ? u : order == 1 ? one : zero;
   } else if constexpr (act == Activation::relu) {
-    if (order == 0) return u < zero ? zero : u;  // a NaN stays one
-    return order == 1 && u > zero ? one : zero;
+    if (order == 0) return u < zero ? zero : u;  // a NaN stays one, here and in the gradient: its slope is 1
+    return order == 2 || u <= zero ? zero : one;
   } else if constexpr (act == Activation::lrelu) {
     if (order == 2) return zero;
     const T slope = u > zero ? one : alpha;

@@ -75,7 +75,10 @@ struct Call {
   }
 
   void run(int order) {
-    if (x.size(0) == 0 || columns() == 0) return;
+    if (x.size(0) == 0 || columns() == 0) {  // no output depends on x
+      if (to_x.defined()) to_x.zero_();
+      return;
+    }
     if (x.scalar_type() == at::kFloat) return run_as<float>(order);
     TORCH_CHECK(x.scalar_type() == at::kDouble, "fused_mlp: no code for ", x.scalar_type());
     run_as<double>(order);

@@ -50,7 +50,8 @@ inline Lanes<float> scale_by_power(Lanes<float> x, Lanes<float> shifted) {
 template <typename V>
 MATE3D_INLINE V exp_of_negative(V z) {
   const float to_integer = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
-  z = z < -87.0f ? z * 0.0f - 87.0f : z;  // a NaN stays one
+  const V least = V{} - 87.0f;
+  z = z < least ? least : z;  // a NaN stays one
   const V shifted = z * 1.44269504088896341f + to_integer;
   const V n = shifted - to_integer;
   const V r = (z - n * 0.693359375f) - n * -2.12194440e-4f;  // log(2) in two parts: the first times n is exact
@@ -88,7 +89,8 @@ MATE3D_INLINE V inverse_of_one_plus(V e) {
 // The parts that both functions share: magnitude e = exp(-|h|).
 template <typename V>
 MATE3D_INLINE V softplus_from(V h, V e) {
-  return (h > 0.0f ? h : h * 0.0f) + log_of_one_plus(e);
+  const V zero = V{};
+  return (h > zero ? h : zero) + log_of_one_plus(e);  // of a NaN, e is one
 }
 
 template <typename V>

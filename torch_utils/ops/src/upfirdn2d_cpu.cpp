@@ -139,10 +139,11 @@ class Filter {
                           a_.f;
     const T* row = a_.f + pivot / width * width;
     const T* column = a_.f + pivot % width;
-    const T largest = a_.f[pivot], tolerance = absolute(largest) * (sizeof(T) == 4 ? T(1e-6) : T(1e-14));
+    const T largest = a_.f[pivot], tolerance = sizeof(T) == 4 ? T(1e-6) : T(1e-14);
     bool product = largest != T(0);
-    for (int64_t i = 0; i < count && product; ++i) {  // but for the taps' own rounding
-      product = absolute(a_.f[i] - column[i / width * width] * (row[i % width] / largest)) <= tolerance;
+    for (int64_t i = 0; i < count && product; ++i) {  // but for each tap's own rounding: small ones count too
+      const T difference = a_.f[i] - column[i / width * width] * (row[i % width] / largest);
+      product = absolute(difference) <= tolerance * absolute(a_.f[i]);
     }
     const auto across = by_phase(a_.columns);
     for (const int64_t i : by_phase(a_.rows)) {
