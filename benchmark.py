@@ -24,7 +24,11 @@ from training.benchmark.run import GROUPS, ROOT, Options, run
 @click.option("--prior", help="Prior of the edit, as of edit.py.", show_default="the bundled one")
 @click.option("--controlnet", help="ControlNet of the edit, as of edit.py.", show_default="the prior's")
 @click.option(
-    "--set", "overrides", multiple=True, metavar="A.B=C", help="Any field of training/editing/settings.py."
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="A.B=C",
+    help="Any field of training/config.py (views, training) or training/editing/settings.py (edits).",
 )
 @click.option("--repetitions", type=click.IntRange(min=1), default=5)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the CPU.", show_default="torch's own")
@@ -42,7 +46,7 @@ def main(
     network: str | None,
     prior: str | None,
     controlnet: str | None,
-    overrides: tuple[str, ...],
+    settings: tuple[str, ...],
     repetitions: int,
     threads: int | None,
     shrink: int,
@@ -66,7 +70,7 @@ def main(
         network=Path(network) if network else Options.network,
         prior=prior or Options.prior,
         controlnet=controlnet,
-        edit_settings=overrides,
+        settings=settings,
         repetitions=repetitions,
         threads=threads,
         device=chosen,

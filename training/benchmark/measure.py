@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TypeVar
 from unittest.mock import patch
 
 import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
 
 from torch_utils import extension
+from torch_utils.device import peak_memory_mb
+from training import recompute
+from training.rendering import renderer
 
 T = TypeVar("T")
 
@@ -45,8 +53,10 @@ class Row:
     items: int = 1  # pictures that were made or trained on
     reference: Spread | None = None  # the same by the reference operation
     ideal: float | None = None  # seconds at the machine's own speed
-    bound: str = ""  # what that speed is: 'convolution' or 'memory'
+    bound: str = ""  # what that speed is: a field of Machine, 'product', 'convolution' or 'memory'
+    # Largest memory, MiB: of an operation what a run takes beside its inputs, of other work the process's.
     peak_mb: float | None = None
+    reference_peak_mb: float | None = None
 
     def to_dict(self) -> dict:
         return asdict(self) | {"fraction": self.fraction, "gain": self.gain}
@@ -84,17 +94,32 @@ _SECONDS_BETWEEN_WAITS = 0.02
 _MOST_RUNS = 50
 
 
-def repeat(work: Callable[[], object], repetitions: int, device: str, *, warm_up: int = 1) -> Spread:
-    """Wall-clock seconds of one run of ``work``, after ``warm_up`` runs that do not count.
+def repeat(work: Callable[[], object], repetitions: int, device: str) -> Spread:
+    """Wall-clock seconds of one run of ``work``, after one that does not count.
 
     On a GPU each repetition is the mean of several runs, one directly behind the other.
     """
-    for _ in range(warm_up):
+    (spread,) = repeat_in_turns([work], repetitions, device)
+    return spread
+
+
+def repeat_in_turns(works: Sequence[Callable[[], object]], repetitions: int, device: str) -> list[Spread]:
+    """:func:`repeat` of works that are compared: first one repetition of each, then the next of each, so that
+    a machine that grows faster or slower meanwhile does so for all of them."""
+    for work in works:
         _seconds(work, 1, device)
-    runs = 1
-    if device.startswith("cuda"):
-        runs = min(max(math.ceil(_SECONDS_BETWEEN_WAITS / _seconds(work, 1, device)), 1), _MOST_RUNS)
-    return Spread.of([_seconds(work, runs, device) for _ in range(repetitions)])
+    runs = [_runs_of_a_repetition(work, device) for work in works]
+    seconds = [
+        [_seconds(work, many, device) for work, many in zip(works, runs, strict=True)]
+        for _ in range(repetitions)
+    ]
+    return [Spread.of(list(of_work)) for of_work in zip(*seconds, strict=True)]
+
+
+def _runs_of_a_repetition(work: Callable[[], object], device: str) -> int:
+    if not device.startswith("cuda"):
+        return 1
+    return min(max(math.ceil(_SECONDS_BETWEEN_WAITS / _seconds(work, 1, device)), 1), _MOST_RUNS)
 
 
 def _seconds(work: Callable[[], object], runs: int, device: str) -> float:
@@ -154,6 +179,55 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
+def largest_memory_mb(device: str) -> float:
+    """Largest memory so far, MiB: what torch allocated on a GPU, or what this process occupied."""
+    if not device.startswith("cuda") and _STATUS.is_file():
+        # what `peak_memory_mb` asks the system for begins, in a new process, with its parent's largest
+        return _of_process_mb("VmHWM")
+    return peak_memory_mb(device)
+
+
+def memory_beside_mb(work: Callable[[], object], device: str) -> float | None:
+    """Largest memory of a run of ``work``, MiB, beside what is there before it; None where the system does
+    not tell. ``work`` must have run before: a first run also loads libraries and starts threads.
+
+    Of a process it is known in steps of some pages, so less than a MiB means nothing.
+    """
+    if device.startswith("cuda"):
+        _wait(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        _wait(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    if not _STATUS.is_file():
+        return None
+    _give_freed_memory_back()
+    try:
+        _LARGEST.write_text("5")  # from here on the largest is what there is now
+    except OSError:
+        return None
+    before = _of_process_mb("VmRSS")
+    work()
+    return max(0.0, _of_process_mb("VmHWM") - before)
+
+
+_STATUS, _LARGEST = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux
+
+
+def _of_process_mb(what: str) -> float:
+    """'VmRSS', what this process occupies, or 'VmHWM', the most that it did."""
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{what}:"))
+    return int(line.split()[1]) / 2**10
+
+
+def _give_freed_memory_back() -> None:
+    """Freed blocks that the C library keeps would be taken again without showing."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others keep less
+    if trim is not None:
+        trim(0)
+
+
 @torch.no_grad()
 def machine(device: str, repetitions: int, *, shrink: int = 1) -> Machine:
     """Measures it. ``shrink`` divides all sizes (for tests)."""
@@ -191,13 +265,19 @@ def _processor() -> str:
 def flops(work: Callable[[], object]) -> int:
     """Floating-point operations of the convolutions and matrix products of one run of ``work``.
 
-    By the references, uncompiled: torch does not know what native operations and compiled ones hold.
-    Recomputation counts as well.
+    By the references, uncompiled: torch does not know what native operations and compiled ones hold. So a FIR
+    filter counts as the depthwise convolution of its reference, with 16 taps where a separable one needs 8.
+    What a checkpoint computes again in the backward pass does not count: it is no part of the result. What
+    an operation computes again in its own backward pass (the hidden layer of ``fused_mlp``) does.
     """
+    counter = _Counter()
+    counted_once = partial(checkpoint, context_fn=lambda: (nullcontext(), counter.paused()))
     with (
         torch.compiler.set_stance("force_eager"),
         patch.dict(extension.AUTO, clear=True),
-        _Counter() as counter,
+        patch.object(renderer, "checkpoint", counted_once),
+        patch.object(recompute, "checkpoint", counted_once),
+        counter,
     ):
         work()
     return counter.total
@@ -208,9 +288,18 @@ class _Counter(TorchDispatchMode):
     inside of a module upsets.)"""
 
     total = 0
+    counts = True
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self.counts = False
+        try:
+            yield
+        finally:
+            self.counts = True
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
+        if self.counts and func._overloadpacket in flop_registry:
             self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
         return result

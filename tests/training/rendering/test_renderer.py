@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.kept import kept_bytes
 from torch_utils import extension
 from torch_utils.ops.triplane_sample import channels_last
 from training.field import FieldValues, TriplaneField
@@ -244,8 +245,30 @@ def test_no_sample_is_evaluated_twice():
 def test_chunks_bound_what_is_evaluated_at_once():
     """``chunk`` counts the rays of all scenes together."""
     field = Counting()
-    render(field, *view(torch.zeros(3), resolution=8), replace(OPTIONS, chunk=12))
+    got = render(field, *view(torch.zeros(3), resolution=8), replace(OPTIONS, chunk=12))
     assert field.largest_query == 12 * 8 and field.query_points == 64 * 16
+    got.features.sum().backward()  # evaluates all of it again, at most as much at once
+    assert field.largest_query == 12 * 8 and field.query_points == 2 * 64 * 16
+
+
+@pytest.mark.parametrize("normals", [False, True])
+def test_what_is_kept_for_the_gradients_grows_with_the_chunk_and_not_with_the_picture(normals):
+    """Of a larger picture with chunks of one size, only what goes in and comes out of the rays is more."""
+    field = planes_field()
+    parameters = [field.planes_texture, field.planes_shape, *field.decoder.parameters()]
+
+    def kept(resolution, chunk):
+        options = replace(OPTIONS, normals=normals, chunk=chunk)
+        rays = view(torch.zeros(2), resolution=resolution)
+        return kept_bytes(lambda: render(field, *rays, options), parameters)
+
+    more_rays = 2 * (16**2 - 8**2)
+    inputs = 3 + 3 + 8 + 8  # origin, direction, offsets of the coarse and quantiles of the fine samples
+    outputs = 4 + 1 + 1 + 3 + 3  # features, depth, weight, mask, normals
+    most = more_rays * 4 * (inputs + outputs)
+    assert kept(16, 32) - kept(8, 32) <= most
+    assert kept(16, 64) - kept(8, 64) <= most
+    assert kept(16, None) - kept(8, None) > 10 * most  # each ray's samples, and what was computed on the way
 
 
 def test_the_field_itself_is_the_default_proposal():
