@@ -8,17 +8,26 @@ are moved to the samples once, and colours, masks and normals need neither avera
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from torch_utils import extension
+from torch_utils.ops.types import of_one_type, undisturbed
 
 MARCHING = ("published", "sigma")
 CUDA_SAMPLES = 1024  # the most on a ray that the CUDA kernel has room for
+
+# Half precision is computed in float32.
+NATIVE_TYPES = {
+    "cpu": (torch.float32, torch.float64),
+    "cuda": (torch.float16, torch.bfloat16, torch.float32, torch.float64),
+}
 
 
 @dataclass(frozen=True)
@@ -49,30 +58,32 @@ def march_rays(
     ``sum v sigmoid(-sharpness s_p)``, whose gradient reaches the parts' signed distances only.
 
     Args:
-        density, depth: (..., S); values: (..., S, F); part_sdf: (..., S, P); normals: (..., S, 3).
+        density, depth: (..., S); values: (..., S, F); part_sdf: (..., S, P); normals: (..., S, 3). Of
+            several types the widest counts.
         marching: see :func:`interval_weights`.
-        impl: 'auto', 'reference' or 'native'. Natively, depths have no gradient: where one is needed, the
-            reference runs.
+        impl: 'auto', 'reference' or 'native'. The native operation is differentiable twice. It has no
+            gradient by depths: where one is needed, the reference runs.
     """
     if marching not in MARCHING:
         raise ValueError(f"marching is {marching!r}; it must be one of {MARCHING}")
-    given = [x for x in (density, depth, values, part_sdf, normals) if x is not None]
+    given = (density, depth, values, part_sdf, normals)
+    alike = iter(of_one_type(*(x for x in given if x is not None)))
+    given = [None if x is None else next(alike) for x in given]
+    density, depth, *at_samples = given
     supported = (
-        density.dtype in (torch.float32, torch.float64)
-        and all(x.dtype == density.dtype for x in given)
+        density.dtype in NATIVE_TYPES.get(density.device.type, ())
         and depth.shape == density.shape
+        and all(x.shape[:-1] == density.shape for x in at_samples if x is not None)
         and not (depth.requires_grad and torch.is_grad_enabled())
         and (impl == "native" or density.device.type != "cuda" or density.shape[-1] <= CUDA_SAMPLES)
     )
     if not supported or not extension.use_native("march_rays", impl, density.device, values.numel()):
-        return _reference(density, depth, values, part_sdf, normals, marching, sharpness)
+        return _reference(*given, marching, sharpness)
     shape, last = density.shape[:-1], len(density.shape) - 1
-    flat = [
-        None if x is None else x.reshape(-1, *x.shape[last:])
-        for x in (density, depth, values, part_sdf, normals)
-    ]
+    rays, wide = shape.numel(), torch.promote_types(density.dtype, torch.float32)
+    flat = [None if x is None else x.to(wide).reshape(rays, *x.shape[last:]) for x in given]
     found = _march(*flat, marching == "published", sharpness)
-    ray = [x.reshape(*shape, *x.shape[1:]) for x in found[:5]]
+    ray = [x.to(density.dtype).reshape(shape + x.shape[1:]) for x in found[:5]]
     return Marched(*ray[:3], None if part_sdf is None else ray[3], None if normals is None else ray[4])
 
 
@@ -173,11 +184,17 @@ def _backward(ctx: FunctionCtx, *grads: Tensor | None) -> tuple[Tensor | None, .
     found = _march_gradient(
         *inputs, weights, by_values, by_depth, by_weight, by_mask, by_normals, *ctx.settings
     )
-    to_density, to_values, to_part_sdf, to_normals = (
-        grad if needed and grad.numel() else None
-        for grad, needed in zip(found, [ctx.needs_input_grad[i] for i in (0, 2, 3, 4)], strict=True)
+    # The operation returns an empty tensor where no cotangent came in, which is not to be taken for the
+    # gradient by an empty input: that one has the input's shape.
+    needed = ctx.needs_input_grad
+    wanted = (
+        needed[0],
+        needed[2] and by_values is not None,
+        needed[3] and by_mask is not None,
+        needed[4] and by_normals is not None,
     )
-    return to_density, None, to_values, to_part_sdf, to_normals, None, None
+    to_density, *to_others = (grad if want else None for grad, want in zip(found, wanted, strict=True))
+    return to_density, None, *to_others, None, None
 
 
 def _keep_for_gradient(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
@@ -187,29 +204,55 @@ def _keep_for_gradient(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, ..
 
 
 def _gradient_backward(ctx: FunctionCtx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The second derivative, which no training step takes: by the reference."""
     density, depth, values, part_sdf, normals, _, *cotangents = ctx.saved_tensors
-    with torch.enable_grad():
-        given = [density, values, part_sdf, normals]
-        again = [None if x is None else x.detach().requires_grad_() for x in given]
-        cotangents = [None if x is None else x.detach().requires_grad_() for x in cotangents]
-        marching = "published" if ctx.published else "sigma"
-        rays = _reference(again[0], depth, *again[1:], marching, ctx.sharpness)
+    tensors = density, depth, values, part_sdf, normals, *cotangents, *grads
+    found = _SecondByReference.apply(ctx.published, ctx.sharpness, *tensors)
+    return found[0], None, *found[1:4], None, *found[4:], None, None
+
+
+class _SecondByReference(Function):
+    """:func:`_second` as the last derivative there is."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, published: bool, sharpness: float, *tensors: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        return _second(tensors[:5], tensors[5:10], tensors[10:], published, sharpness)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *_: Tensor) -> tuple[Tensor | None, ...]:
+        raise NotImplementedError("march_rays is not differentiable a third time")
+
+
+def _second(
+    inputs: Sequence[Tensor | None],
+    cotangents: Sequence[Tensor | None],
+    directions: Sequence[Tensor | None],
+    published: bool,
+    sharpness: float,
+) -> tuple[Tensor | None, ...]:
+    """The second derivative, which no training step takes: by the reference.
+
+    That of the sum of each direction times the gradient by density, values, part_sdf and normals, under
+    these cotangents: by the same four, and by the cotangents.
+    """
+    density, depth, *others = inputs
+    with torch.enable_grad(), undisturbed(density):
+        again = [None if x is None else x.detach().requires_grad_() for x in (density, *others)]
+        by = [None if x is None else x.detach().requires_grad_() for x in cotangents]
+        rays = _reference(again[0], depth, *again[1:], "published" if published else "sigma", sharpness)
         marched = [rays.values, rays.depth, rays.weight, rays.mask, rays.normals]
-        pairs = [
-            (y, by) for y, by in zip(marched, cotangents, strict=True) if y is not None and by is not None
-        ]
+        pairs = [(y, each) for y, each in zip(marched, by, strict=True) if y is not None and each is not None]
         leaves = [x for x in again if x is not None]
         first = dict(zip(map(id, leaves), _gradients(pairs, leaves, create_graph=True), strict=True))
         second = [
-            (first[id(x)], by)
-            for x, by in zip(again, grads, strict=True)
-            if x is not None and by is not None and first[id(x)] is not None and first[id(x)].requires_grad
+            (first[id(x)], along)
+            for x, along in zip(again, directions, strict=True)
+            if x is not None and along is not None and first[id(x)] is not None and first[id(x)].requires_grad
         ]
-        wanted = [*again, *cotangents]
+        wanted = [*again, *by]
         found = iter(_gradients(second, [x for x in wanted if x is not None], create_graph=False))
-    by_input = [None if x is None else next(found) for x in wanted]
-    return by_input[0], None, *by_input[1:4], None, *by_input[4:], None, None
+    return tuple(None if x is None else next(found) for x in wanted)
 
 
 def _gradients(

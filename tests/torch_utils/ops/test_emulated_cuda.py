@@ -10,7 +10,7 @@ import ctypes
 import re
 import shutil
 import subprocess
-from ctypes import c_char_p, c_double, c_float, c_int, c_int64, c_void_p
+from ctypes import c_bool, c_char_p, c_double, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from torch_utils import extension
 from torch_utils.ops import fused_mlp as _mlp  # noqa: F401 (defines the operations)
 from torch_utils.ops import triplane_sample as _sample  # noqa: F401
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
+from torch_utils.ops.march_rays import MARCHING, march_rays, unsorted_weights
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
 CPU = torch.device("cpu")
@@ -82,6 +83,26 @@ def corners_structure(number):
     return structure("Corners", wanted=c_int, to=projection, count=c_int64, **pointers)
 
 
+def rays_structure(number):
+    return structure(
+        "Rays",
+        **dict.fromkeys(("rays", "samples", "features", "parts"), c_int64),
+        published=c_bool,
+        sharpness=number,
+        **dict.fromkeys(("density", "depth", "colour", "part_sdf", "normal"), c_void_p),
+    )
+
+
+Marched = structure(
+    "Marched", **dict.fromkeys(("colour", "depth", "weight", "mask", "normal", "weights"), c_void_p)
+)
+RayGradients = structure(
+    "RayGradients",
+    **dict.fromkeys(("weights", "by_colour", "by_depth", "by_weight", "by_mask", "by_normal"), c_void_p),
+    **dict.fromkeys(("density", "colour", "part_sdf", "normal"), c_void_p),
+)
+
+
 def compiled(name, folder, wrappers, replacements=()):
     """ops/src/NAME.cu as a library for the CPU, with C functions around its entry points; each key of
     ``replacements`` is replaced there."""
@@ -129,6 +150,28 @@ const char* dot_{n}(const Rows<{n}>* r, const {n}* a, const {n}* b, {n}* c) {{
         for n in ("float", "double")
     )
     return compiled("triplane_sample", tmp_path_factory.mktemp("sample"), wrappers)
+
+
+@pytest.fixture(scope="module")
+def march(tmp_path_factory):
+    """As it is but for the most blocks that it starts: two, since an emulator has no time for 65537."""
+    wrappers = "".join(
+        f"""extern "C" {{
+const char* march_{n}(const Rays<{n}>* rays, const Marched<{n}>* out) {{
+  return march_rays_cuda(*rays, *out, nullptr);
+}}
+const char* gradient_{n}(const Rays<{n}>* rays, const RayGradients<{n}>* out) {{
+  return march_rays_gradient_cuda(*rays, *out, nullptr);
+}}
+}}
+"""
+        for n in ("float", "double")
+    )
+    replacements = {
+        "extern __shared__ double memory[];": "static double memory[48 * 1024 / sizeof(double)];",
+        "rays.rays < 65536 ? rays.rays : 65536": "rays.rays < 2 ? rays.rays : 2",
+    }
+    return compiled("march_rays", tmp_path_factory.mktemp("march"), wrappers, replacements)
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +320,104 @@ def test_planes(sample, dtype):
     found = torch.empty_like(weight)
     call(getattr(sample, f"dot_{name}"), rows, table.data_ptr(), values.data_ptr(), found.data_ptr())
     torch.testing.assert_close(found, ops.triplane_dot(table, cells, values, width, scenes), **close)
+
+
+def run_march(march, inputs, outputs, marching, *, gradient=False):
+    """``inputs`` and ``outputs``: tensors by the names that the structures have for them."""
+    rays, samples, features = inputs["colour"].shape
+    parts = inputs["part_sdf"].shape[-1] if "part_sdf" in inputs else 0
+    name, number = NUMBERS[inputs["colour"].dtype]
+    given = rays_structure(number)(
+        rays, samples, features, parts, marching == "published", 3.0, **pointers(**inputs)
+    )
+    out = (RayGradients if gradient else Marched)(**pointers(**outputs))
+    call(getattr(march, f"{'gradient' if gradient else 'march'}_{name}"), given, out)
+
+
+def undefined_like(tensors, dtype):
+    return {key: torch.full(x.shape, torch.nan, dtype=dtype) for key, x in tensors.items()}
+
+
+@pytest.mark.parametrize("dtype", NUMBERS)
+@pytest.mark.parametrize("marching", MARCHING)
+@pytest.mark.parametrize(
+    ("rays", "samples", "features", "parts", "normals"),
+    [
+        (5, 7, 4, 3, True),  # more rays than blocks
+        (2, 70, 67, 66, True),  # more of everything else than threads
+        (3, 1, 3, 0, False),
+    ],
+)
+def test_rays(march, dtype, marching, rays, samples, features, parts, normals):
+    depth = torch.rand(rays, samples, dtype=dtype)
+    inputs = {
+        "density": torch.rand(rays, samples, dtype=dtype) * 8,
+        "colour": torch.randn(rays, samples, features, dtype=dtype),
+        "part_sdf": torch.randn(rays, samples, parts, dtype=dtype) if parts else None,
+        "normal": torch.randn(rays, samples, 3, dtype=dtype) if normals else None,
+    }
+    inputs = {key: x for key, x in inputs.items() if x is not None}
+    exact = {key: x.double().requires_grad_() for key, x in inputs.items()}
+    seen = march_rays(
+        exact["density"],
+        depth.double(),
+        exact["colour"],
+        exact.get("part_sdf"),
+        exact.get("normal"),
+        marching=marching,
+        sharpness=3.0,
+        impl="reference",
+    )
+    weights = unsorted_weights(exact["density"], depth.double(), marching)
+    expected = {
+        "colour": seen.values,
+        "depth": seen.depth,
+        "weight": seen.weight,
+        "mask": seen.mask,
+        "normal": seen.normals,
+        "weights": weights,
+    }
+    expected = {key: x for key, x in expected.items() if x is not None}
+    found = undefined_like(expected, dtype)
+    run_march(march, {**inputs, "depth": depth}, found, marching)
+    # sums of up to 70 rounded products
+    close = {"rtol": 1e-4, "atol": 1e-4 if dtype is torch.float32 else 1e-10}
+    for key, x in expected.items():
+        torch.testing.assert_close(found[key].double(), x.detach(), **close)
+
+    seen = {key: x for key, x in expected.items() if key != "weights"}
+    by = {key: torch.randn(x.shape, dtype=dtype) for key, x in seen.items()}
+    for kept in (list(seen), ["depth", "colour"]):
+        outputs, cotangents = [seen[key] for key in kept], [by[key].double() for key in kept]
+        wanted = torch.autograd.grad(
+            outputs, list(exact.values()), cotangents, retain_graph=True, allow_unused=True
+        )
+        wanted = {key: x for key, x in zip(exact, wanted, strict=True) if x is not None}
+        found = undefined_like(wanted, dtype)
+        given = {"weights": weights.detach().to(dtype), **{f"by_{key}": by[key] for key in kept}}
+        run_march(march, {**inputs, "depth": depth}, {**given, **found}, marching, gradient=True)
+        for key, x in wanted.items():
+            torch.testing.assert_close(found[key].double(), x, **close)
+
+
+def test_rays_with_depths_that_are_equal_or_no_numbers(march):
+    assert extension.use_native("march_rays", "native", CPU)
+    density, colour = torch.rand(3, 40) * 8, torch.randn(3, 40, 2)
+    depth = torch.randint(10, (3, 40)) / 10
+    depth[1, [0, 3]] = torch.nan
+    expected = torch.ops.mate3d.march_rays(density, depth, colour, None, None, True, 3.0)
+    names = ("colour", "depth", "weight", "mask", "normal", "weights")
+    found = undefined_like(dict(zip(names, expected, strict=True)), torch.float32)
+    run_march(march, {"density": density, "depth": depth, "colour": colour}, found, "published")
+    for key, x in zip(names, expected, strict=True):  # sums of 40 rounded products
+        torch.testing.assert_close(found[key], x, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def test_too_many_samples_are_refused(march):
+    function = march.march_float
+    function.restype = c_char_p
+    rays, out = rays_structure(c_float)(1, 1025, 1), Marched()
+    assert function(ctypes.byref(rays), ctypes.byref(out)) == b"more than 1024 samples on a ray"
 
 
 @pytest.mark.parametrize("dtype", WIDTHS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 
@@ -12,6 +13,7 @@ from hypothesis import strategies
 
 from tests.kernels import assert_near, need_kernels
 from torch_utils import extension
+from torch_utils.ops import march_rays as module
 from torch_utils.ops.march_rays import (
     composite,
     expected_depth,
@@ -233,6 +235,119 @@ def test_native_derivatives(native, marching, everything):
         torch.autograd.gradgradcheck(mask, (leaves[2],))
 
 
+def test_native_third_derivatives_are_refused(native):
+    depth, (density, values, *_) = rays(2, 5)
+    loss = march_rays(density, depth, values, marching="published", impl="native").values.pow(3).sum()
+    for _ in range(2):
+        loss = torch.autograd.grad(loss, density, create_graph=True)[0].pow(3).sum()
+    with pytest.raises(NotImplementedError, match="march_rays is not differentiable a third time"):
+        loss.backward()
+
+
+@pytest.mark.parametrize(
+    ("number", "features", "parts"), [(0, 4, 2), ((2, 0), 4, 2), (2, 0, 2), (2, 3, 0), ((), 0, 2)]
+)
+def test_native_without_rays_or_values(native, number, features, parts):
+    check_without_rays_or_values(number, features, parts, "cpu")
+
+
+def check_without_rays_or_values(number, features, parts, device):
+    depth, leaves = rays(number, 5, features, 2, device=device)
+    leaves[0] = leaves[0].detach().abs().requires_grad_()
+    leaves[2] = leaves[2].detach()[..., :parts].requires_grad_()
+
+    def derivatives(impl):
+        marched = flat(march_rays(leaves[0], depth, *leaves[1:], marching="published", impl=impl))
+        loss = sum(x.square().sum() for x in marched)
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+        return *marched, *first, *torch.autograd.grad(sum(x.square().sum() for x in first), leaves)
+
+    for one, other in zip(derivatives("native"), derivatives("reference"), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+MIXED = [  # types of density, of depth and of what is at the samples
+    (torch.float16, torch.float16, torch.float16),
+    (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+    (torch.float32, torch.float64, torch.float64),
+    (torch.float64, torch.float32, torch.float64),
+    (torch.float16, torch.float32, torch.float32),
+    (torch.float32, torch.bfloat16, torch.float32),
+    (torch.float16, torch.bfloat16, torch.float32),
+    (torch.float32, torch.float32, torch.float16),  # this and the next have no product in plain torch
+    (torch.float64, torch.float32, torch.bfloat16),
+]
+# Gradients are rounded to the type of their input.
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+def of_types(types, device="cpu"):
+    """As :func:`rays`, in these types; the depths are exact in each of them, hence distinct."""
+    density, depth, others = types
+    _, leaves = rays(40, 96, 33, 19)
+    leaves[0] = leaves[0].abs()  # a sum of weights of both signs may be 0, which depth is divided by
+    leaves = [x.detach().to(device, others if i else density).requires_grad_() for i, x in enumerate(leaves)]
+    return (torch.rand(40, 96).argsort(-1) / 128).to(device, depth), leaves
+
+
+def compare_types(types, device, impl, monkeypatch):
+    depth, leaves = of_types(types, device)
+    widest = functools.reduce(torch.promote_types, types)
+    exact = [x.detach().double().cpu().requires_grad_() for x in leaves]
+    expected = with_gradients(depth.double().cpu(), exact, "reference", marching="published")
+    with monkeypatch.context() as patch:
+        patch.delattr(module, "_reference")  # it must not run
+        found = with_gradients(depth, leaves, impl, marching="published")
+    assert [x.dtype for x in found] == [widest] * 5 + [x.dtype for x in leaves]
+    for one, other in zip(found, expected, strict=True):
+        # cotangents are rounded as well, to the widest type
+        assert_near([one.cpu()], [other], max(TOLERANCES[one.dtype], TOLERANCES[widest]))
+
+
+@pytest.mark.parametrize("types", MIXED)
+@pytest.mark.parametrize("impl", ["auto", "native"])
+def test_native_takes_the_widest_type(native, types, impl, monkeypatch):
+    """Half precision too, as on a GPU: it is computed in float32, which CPUs can do as well."""
+    monkeypatch.setitem(module.NATIVE_TYPES, "cpu", module.NATIVE_TYPES["cuda"])
+    monkeypatch.setitem(extension.AUTO, "march_rays", {"cpu": 0})
+    compare_types(types, "cpu", impl, monkeypatch)
+
+
+@pytest.mark.parametrize("types", MIXED)
+def test_reference_takes_the_widest_type(types):
+    depth, leaves = of_types(types)
+    found = flat(march_rays(leaves[0], depth, *leaves[1:], marching="sigma", impl="reference"))
+    widest = functools.reduce(torch.promote_types, types)
+    assert {x.dtype for x in found} == {widest}
+    if torch.promote_types(*types[:2]) == types[2]:  # torch finds a type by itself
+        plain = flat(module._reference(leaves[0], depth, *leaves[1:], "sigma", 20.0))
+        assert {x.dtype for x in plain} == {widest}
+
+
+@pytest.mark.parametrize("impl", ["auto", "native"])
+def test_what_has_no_native_type_or_shape_takes_the_reference(native, impl, monkeypatch):
+    monkeypatch.setitem(extension.AUTO, "march_rays", {"cpu": 0})
+    depth, (density, values, *_) = rays()
+    half = [x.detach().half() for x in (density, depth, values)]
+    same_on_all_rays = density, depth, values[:1]
+    for given in (half, same_on_all_rays):
+        found, expected = (march_rays(*given, marching="sigma", impl=each) for each in (impl, "reference"))
+        assert torch.equal(found.values, expected.values)
+
+
+def test_native_second_derivatives_are_exact_under_autocast(native):
+    depth, (density, values, *_) = rays(dtype=torch.float32)
+
+    def second():
+        y = march_rays(density, depth, values, marching="published", impl="native").values
+        (first,) = torch.autograd.grad(y.square().sum(), density, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), density)[0]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = second()
+    torch.testing.assert_close(found, second())
+
+
 def test_depths_that_need_a_gradient_take_the_reference(native):
     depth, leaves = rays()
     depth.requires_grad_()
@@ -248,6 +363,14 @@ def test_native_is_a_good_citizen_of_torch(native):
     torch.library.opcheck(
         torch.ops.mate3d.march_rays.default, (density, depth, values, None, None, False, 20.0)
     )
+    *marched, weights = torch.ops.mate3d.march_rays(density, depth, values, part_sdf, normals, True, 20.0)
+    inputs = (density, depth, values, part_sdf, normals, weights.detach())
+    cotangents = [torch.randn_like(x).requires_grad_() for x in marched]
+    gradient = torch.ops.mate3d.march_rays_gradient.default
+    utils = ("test_schema", "test_autograd_registration", "test_faketensor")  # tracing takes seconds
+    torch.library.opcheck(gradient, (*inputs, *cotangents, True, 20.0), test_utils=utils)
+    inputs = (density, depth, values, None, None, weights.detach())
+    torch.library.opcheck(gradient, (*inputs, cotangents[0], None, None, None, None, False, 20.0))
 
 
 def test_native_is_compiled_as_one_graph(native):
@@ -308,6 +431,21 @@ def test_kernel_equals_reference(marching, dtype, number, samples, strided):
     expected = with_gradients(depth.double(), exact, "reference", marching=marching)
     # sums of up to 1024 terms, one after the other
     assert_near(found, expected, 1e-4 if dtype == torch.float32 else 1e-10)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("types", MIXED)
+@pytest.mark.parametrize("impl", ["auto", "native"])
+def test_kernel_takes_the_widest_type(types, impl, monkeypatch):
+    need_kernels("march_rays")
+    compare_types(types, "cuda", impl, monkeypatch)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(("number", "features", "parts"), [(0, 4, 2), (2, 0, 2), (2, 3, 0)])
+def test_kernel_without_rays_or_values(number, features, parts):
+    need_kernels("march_rays")
+    check_without_rays_or_values(number, features, parts, "cuda")
 
 
 @pytest.mark.cuda
