@@ -28,7 +28,7 @@ from training.metrics.edits import EditJudges, score_true
 from training.metrics.evaluation import GeometryOptions
 from training.metrics.features import NAMES
 from training.metrics.fitting import Fit
-from training.metrics.portrait_set import HELD_OUT, read_set
+from training.metrics.portrait_set import HELD_OUT, PortraitSet, read_set
 from training.metrics.prior_samples import Sampling, evaluate_prior
 from training.metrics.tables import Stopwatch, table, write_scores
 from training.network_source import BUNDLED as BUNDLED_NETWORK
@@ -120,7 +120,7 @@ def quality(
     """Pictures against true ones (FID, KID, precision, recall, SWD), and masks against the pictures."""
     watch, device = Stopwatch(), choose_device(device)
     generator = _open(network, device)
-    halves = evaluation.true_halves(data, masks, generator.config, held_out)
+    halves = evaluation.true_halves(data, masks, generator.config, held_out, click.echo)
     networks = evaluation.judges(features, generator.config.labels, device, click.echo)
     scores = evaluation.evaluate_quality(
         generator,
@@ -137,6 +137,7 @@ def quality(
 @main.command()
 @_common
 @_DATA
+@_MASKS
 @_HELD_OUT
 @_TRUNC
 @_REFERENCES
@@ -156,6 +157,7 @@ def geometry(
     json_path: Path | None,
     device: str | None,
     data: Path,
+    masks: Path | None,
     held_out: float,
     trunc: float,
     references: bool,
@@ -179,10 +181,12 @@ def geometry(
             data,
             config.labels,
             config.resolution,
+            masks=masks,
             depth=True,
             normals=True,
             share=held_out,
             at_least=inversions,
+            say=click.echo,
         )
         if inversions and evaluation.fits(data, config, "--data", click.echo)
         else None
@@ -201,6 +205,7 @@ def geometry(
 @main.command()
 @_common
 @_DATA
+@_MASKS
 @_HELD_OUT
 @click.option("--prior", default=str(BUNDLED_PRIOR), help="Diffusion prior.", show_default="bundled")
 @click.option("--cases", help="Which of the fixed list, as 0-9 or hat-red,bald-1.", show_default="all")
@@ -219,6 +224,7 @@ def edits(
     json_path: Path | None,
     device: str | None,
     data: Path,
+    masks: Path | None,
     held_out: float,
     prior: str,
     cases: str | None,
@@ -243,9 +249,7 @@ def edits(
     run = EditRun(network, prior, outdir, settings, device, rescore, first_seed)
     portraits = None
     if evaluation.fits(data, config, "--data", click.echo):
-        portraits = read_set(
-            data, config.labels, config.resolution, share=held_out, at_least=evaluation.FEWEST
-        )
+        portraits = _captioned(data, masks, config.labels, config.resolution, held_out)
     found = evaluate_edits(run, chosen, label_set(config.labels), click.echo)
     if portraits is not None:
         found["mean"]["true"] = score_true(portraits, EditJudges.load(device))
@@ -255,6 +259,7 @@ def edits(
 @main.command()
 @_device_and_json
 @_DATA
+@_MASKS
 @_HELD_OUT
 @click.option("--prior", default=str(BUNDLED_PRIOR), help="Diffusion prior.", show_default="bundled")
 @click.option("--controlnet", help="ControlNet trained on masks, when the prior's folder has none.")
@@ -267,6 +272,7 @@ def prior(
     json_path: Path | None,
     device: str | None,
     data: Path,
+    masks: Path | None,
     held_out: float,
     prior: str,
     controlnet: str | None,
@@ -279,13 +285,25 @@ def prior(
     watch, device = Stopwatch(), choose_device(device)
     reader = Reader.load(device=device)
     found = load_prior(prior, controlnet, device=device)
-    portraits = read_set(
-        data, reader.config.labels, found.image_size, share=held_out, at_least=evaluation.FEWEST
-    ).take(slice(count))
-    if not any(portraits.captions):
-        raise UserError(f"{data} has no captions: only portraits with captions can say what is followed")
+    portraits = _captioned(data, masks, reader.config.labels, found.image_size, held_out).take(slice(count))
     scores = evaluate_prior(found, portraits, reader, Sampling(steps, guidance, seed))
     _finish(scores, json_path, watch, device, prior=prior, data=str(data), held_out=held_out)
+
+
+def _captioned(data: Path, masks: Path | None, labels: str, resolution: int, held_out: float) -> PortraitSet:
+    """The held-out portraits, whose captions say what can be read off them."""
+    portraits = read_set(
+        data,
+        labels,
+        resolution,
+        masks=masks,
+        share=held_out,
+        at_least=evaluation.FEWEST,
+        say=click.echo,
+    )
+    if not any(portraits.captions):
+        raise UserError(f"{data} has no captions: only portraits with captions can say what is followed")
+    return portraits
 
 
 def _finish(scores: dict, path: Path | None, watch: Stopwatch, device: str, **settings: object) -> None:

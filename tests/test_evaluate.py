@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from datasets.portraits import BUNDLED, BUNDLED_VIEWS
 from dnnlib import config as config_files
 from evaluate import main
 from tests.tiny_generator import TINY_GENERATOR
+from torch_utils.device import peak_memory_mb
 from training import loop
 from training.config import TrainConfig
 from training.curves import read_curves
@@ -141,12 +143,16 @@ def test_the_training_log_has_the_numbers_of_the_command(models: Path, tmp_path:
 def test_geometry_tells_true_heads_from_all_others(models: Path) -> None:
     options = ("--views", models / "views", "--seeds", "0-1", "--inversions", "2", "--fit-steps", "2")
     table = scores(models, "geometry", *options)["scores"]
-    assert set(table) == {"network", "true", "exchanged", "untrained", "random"}
-    assert table["network"]["inversion"]["depth"] > 0 and table["network"]["eikonal"] > 0
+    assert set(table) == {"network", "unfitted", "true", "exchanged", "untrained", "random"}
+    fitted, *controls = (table[name].pop("inversion") for name in ("network", "unfitted", "untrained"))
+    assert 0 < fitted["depth"] != controls[0]["depth"] != controls[1]["depth"]
+    assert not any("inversion" in column for column in table.values()) and table["network"]["eikonal"] > 0
     assert table["true"]["heads"] == 4
     assert table["true"]["depth_warp"] < 0.7 * table["exchanged"]["depth_warp"]
     assert table["true"]["mask_agreement"] > table["exchanged"]["mask_agreement"] + 0.1
     assert table["true"]["identity_all"] > table["exchanged"]["identity_all"]
+    assert table["true"]["recognised"] > table["exchanged"]["recognised"] + 0.3
+    assert table["untrained"]["heads"] == table["network"]["heads"] == 2
 
 
 def test_edits_are_run_scored_and_kept(models: Path, tmp_path: Path, monkeypatch) -> None:
@@ -154,15 +160,21 @@ def test_edits_are_run_scored_and_kept(models: Path, tmp_path: Path, monkeypatch
     outdir = tmp_path / "edits"
     fixed = ("--prior", models / "prior", "--outdir", outdir, "--steps", "1")
     fixed += tuple(word for setting in FAST for word in ("--set", setting))
+    before = torch.ones(600 << 20, dtype=torch.uint8)
+    peak = peak_memory_mb("cpu")
+    del before  # no part of the edits
     found = scores(models, "edits", *fixed, "--cases", "hair-red,bald-1")
     cases = found["scores"]["cases"]
     assert set(cases) == {"hair-red", "bald-1"}
     for case in cases.values():
         assert ("error" in case) or set(case) >= {"edit", "unedited", "other"}
+        for source in set(case) & {"edit", "unedited", "other"}:
+            assert 0 <= case[source]["mask_read"] <= 1
     done = [case for case in cases.values() if "edit" in case]
     assert done, cases
     mean = found["scores"]["mean"]
     assert mean["edit"]["cases"] == len(done) and mean["edit"]["seconds"] > 0
+    assert sys.platform != "linux" or mean["edit"]["peak_memory_mb"] < peak - 300
     assert mean["unedited"]["psnr_outside"] == 99 and mean["unedited"]["identity"] == pytest.approx(
         1, abs=1e-5
     )
@@ -172,6 +184,13 @@ def test_edits_are_run_scored_and_kept(models: Path, tmp_path: Path, monkeypatch
     stamp = (outdir / "hair-red" / "scores.json").stat().st_mtime_ns
     scores(models, "edits", *fixed, "--cases", "hair-red")
     assert (outdir / "hair-red" / "scores.json").stat().st_mtime_ns == stamp  # not run again
+    older = json.loads((outdir / "hair-red" / "scores.json").read_text())
+    wanted = older["edit"].pop("mask_read")
+    (outdir / "hair-red" / "scores.json").write_text(json.dumps(older))
+    stamp = (outdir / "hair-red" / "report.json").stat().st_mtime_ns
+    again = scores(models, "edits", *fixed, "--cases", "hair-red")["scores"]["cases"]["hair-red"]
+    assert again["edit"]["mask_read"] == pytest.approx(wanted, abs=1e-5)  # judged again, not edited again
+    assert (outdir / "hair-red" / "report.json").stat().st_mtime_ns == stamp
     named = ("edits", "--network", models)  # the folder stands for the network in it
     other = run(*named, *fixed, "--steps", "2")
     assert other.exit_code == 2 and "another settings: give another --outdir" in other.output
@@ -191,6 +210,57 @@ def test_edits_that_cannot_begin_leave_nothing_behind(models: Path, tmp_path: Pa
     )
     assert result.exit_code == 2 and "there is no folder nosuch" in result.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["edits", "prior"])
+def test_portraits_without_captions_are_refused(models: Path, tmp_path: Path, verb: str) -> None:
+    """Nothing can be read off them that was said; and not after minutes of editing."""
+    silent = tmp_path / "silent"
+    silent.mkdir()
+    for kind in ("images", "masks"):
+        (silent / kind).symlink_to(models / "set" / kind)
+    index = json.loads((models / "set" / "dataset.json").read_text())
+    (silent / "dataset.json").write_text(json.dumps({"labels": index["labels"]}))
+    options = ("--data", silent, "--prior", models / "prior", "--device", "cpu")
+    if verb == "edits":
+        options += ("--network", models, "--outdir", tmp_path / "out", "--cases", "0")
+    result = run(verb, *options)
+    assert result.exit_code == 2 and "silent has no captions" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_views_that_are_single_portraits_are_refused(models: Path) -> None:
+    result = run(
+        "geometry",
+        "--network",
+        models,
+        "--data",
+        models / "set",
+        "--views",
+        models / "set",
+        "--device",
+        "cpu",
+    )
+    assert result.exit_code == 2 and "is a portrait and no view of a head" in result.output
+    assert "heads from seven sides" not in result.output  # nothing was measured before
+
+
+def test_a_share_that_is_too_small_is_said(models: Path) -> None:
+    said: list[str] = []
+    halves = evaluation.true_halves(models / "set", None, TINY_GENERATOR, 0.1, said.append)
+    assert len(halves[0]) == 32 and "its last 64 pictures are used: 0.1 of its 64 is too few" in said[0]
+    said.clear()
+    evaluation.true_halves(models / "set", None, TINY_GENERATOR, 1.0, said.append)
+    assert not said
+
+
+@pytest.mark.parametrize("verb", ["geometry", "edits", "prior"])
+def test_masks_may_be_elsewhere(models: Path, tmp_path: Path, verb: str) -> None:
+    """They are looked for where --masks says."""
+    options = ("--network", models) if verb != "prior" else ("--prior", models / "prior")
+    options += ("--views", models / "views") if verb == "geometry" else ()
+    result = run(verb, *options, "--data", models / "set", "--masks", tmp_path / "nosuch", "--device", "cpu")
+    assert result.exit_code == 2 and "nosuch" in result.output and "No such option" not in result.output
 
 
 def test_a_stopped_evaluation_makes_its_last_edit_again(models: Path, tmp_path: Path, monkeypatch) -> None:

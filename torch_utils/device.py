@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
 from dnnlib.errors import UserError
+
+_PROCESS = Path("/proc/self")  # Linux only
 
 
 def choose_device(name: str | None = None) -> str:
@@ -29,10 +32,32 @@ def choose_device(name: str | None = None) -> str:
     return name
 
 
+def reset_peak_memory(device: torch.device | str) -> None:
+    """Begins :func:`peak_memory_mb` anew, from what is in use now.
+
+    Of a process that takes Linux: where there is no /proc/self/clear_refs that can be written, the peak goes
+    on being that of the whole process.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        (_PROCESS / "clear_refs").write_text("5")  # sets VmHWM to the present VmRSS (man proc_pid_clear_refs)
+    except OSError:
+        pass
+
+
 def peak_memory_mb(device: torch.device | str) -> float:
-    """Largest memory so far, MiB: what torch allocated on a GPU, or what this process occupied."""
+    """Largest memory, MiB, since :func:`reset_peak_memory` or from the beginning: what torch allocated on a
+    GPU, or what this process occupied, with all that it had loaded before."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        status = (_PROCESS / "status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 2**10  # "VmHWM:  1234 kB"
+    except (OSError, IndexError):
+        pass  # no Linux
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,8 +1,10 @@
 """What each part of the training brings: ``python -m training.ablations --data runs/portraits64``.
 
 Short runs of one configuration, one after the other, each without one thing; then every generator is scored
-as ``evaluate.py quality`` and ``evaluate.py geometry`` do. The first run is made twice, with another seed: a
-difference that is no larger than theirs says nothing. A run that was stopped goes on, a finished one stays.
+as ``evaluate.py quality`` and ``evaluate.py geometry`` do, on the last tenth of the set, which the runs have
+seen too: the scores compare the runs, and say little of new portraits. The first run is made twice, with
+another seed: a difference that is no larger than theirs says nothing. A run that was stopped goes on, a
+finished one stays.
 """
 
 from __future__ import annotations

@@ -41,7 +41,9 @@ class _Last(Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, *_: Tensor) -> tuple[Tensor | None, ...]:
-        raise NotImplementedError("gradients in float16 are differentiable once: second derivatives need float32")
+        raise NotImplementedError(
+            "gradients in float16 are differentiable once: second derivatives need float32"
+        )
 
 
 def scaled_gradients(function: Callable[..., Tensor], dtype: torch.dtype, *inputs: Tensor) -> Tensor:

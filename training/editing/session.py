@@ -16,7 +16,7 @@ from datasets.labels import LabelSet, label_set, read_mask, write_mask
 from dnnlib import config as config_files
 from dnnlib.errors import UserError
 from dnnlib.files import make_folder
-from torch_utils.device import peak_memory_mb
+from torch_utils.device import peak_memory_mb, reset_peak_memory
 from training.acceleration import Acceleration, compile_modules, open_accelerated
 from training.editing.export import save_edit, write_meshes, write_pictures, write_video
 from training.editing.keep import Embeddings
@@ -136,6 +136,7 @@ def _holds_mask(path: Path, classes: torch.Tensor, labels: LabelSet) -> bool:
 def run_edit(source_options: SourceOptions, options: EditOptions, say: Say) -> Report:
     """The whole edit; ``say`` gets a line now and then. Writes everything into ``options.outdir``."""
     started = time.monotonic()
+    reset_peak_memory(source_options.device)  # a process may make many edits
     source_options = replace(source_options, network=find_network(source_options.network))
     source = open_source(source_options)
     request = read_request(source, options, say)

@@ -1,7 +1,8 @@
 """The fixed list of edits that editing is measured with: a seed, a repainting of its mask, a sentence.
 
 Made by this script, once and for all: every kind of repainting with the words that go with it, in the order
-below, each with a seed of its own. Settings of the edit must not be tuned on these seeds.
+below, each with a seed of its own. Settings of the edit are not to be tuned on these seeds. One was: that an
+edit does without CLIP's loss was decided on the list, with an older generator, which has other people there.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from training.editing.cases import Case, Unpaintable, contact_sheet, decided_by,
 from training.editing.report import REPORT
 from training.editing.settings import EditSettings
 from training.metrics.edit_cases import FIRST_SEED, FIXED_CASES, cases_from
-from training.metrics.edits import EditJudges, means, score_folder
+from training.metrics.edits import EditJudges, EditScore, means, score_folder
 from training.metrics.tables import rounded
 from training.pictures import write_png
 from training.prior import load_prior
@@ -62,7 +62,8 @@ def chosen_cases(text: str | None, first_seed: int = FIRST_SEED) -> list[Case]:
 def evaluate_edits(run: EditRun, cases: Sequence[Case], labels: LabelSet, say: Say = print) -> dict[str, Any]:
     """Runs and scores the cases that are not done, and returns the means over all that are, and each of them.
 
-    A case that cannot be run (a portrait with nothing to repaint) is a failure with its reason.
+    A case that cannot be run (a portrait with nothing to repaint) is a failure with its reason. Scores that
+    lack a figure were made before there was one: their case is judged again, and not edited again.
     """
     if missing := [name for name in ("skin", "hair", "hat", "cloth") if name not in labels.names]:
         raise UserError(f"the fixed cases repaint portraits of people; this network has no {missing[0]}")
@@ -70,12 +71,12 @@ def evaluate_edits(run: EditRun, cases: Sequence[Case], labels: LabelSet, say: S
     judges = EditJudges.load(run.device)
     for number, case in enumerate(cases):
         folder = run.outdir / case.name
-        if (folder / _SCORES).exists() and not run.rescore:
+        if _scored(folder) and not run.rescore:
             continue
         say(f"{number + 1} of {len(cases)}: {case.name} (seed {case.seed}), {case.prompt}")
         write_json(folder / _SCORES, rounded(_one(run, case, folder, judges)))
     done = {case.name: run.outdir / case.name for case in FIXED_CASES}
-    done = {name: folder for name, folder in done.items() if (folder / _SCORES).exists()}
+    done = {name: folder for name, folder in done.items() if _scored(folder)}
     results = {name: read_json(folder / _SCORES) for name, folder in done.items()}
     whole = [folder for name, folder in done.items() if "edit" in results[name]]
     if whole:
@@ -95,6 +96,14 @@ def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
         found["edit"]["success"] *= len(ran) / len(results)
         found["edit"]["failed"] = failed
     return {"mean": found, "cases": results}
+
+
+def _scored(folder: Path) -> bool:
+    """Whether a case is done, with all figures of today's scores."""
+    if not (folder / _SCORES).exists():
+        return False
+    scores = read_json(folder / _SCORES)
+    return "edit" not in scores or {field.name for field in fields(EditScore)} <= set(scores["edit"])
 
 
 def _one(run: EditRun, case: Case, folder: Path, judges: EditJudges) -> dict[str, Any]:

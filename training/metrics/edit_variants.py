@@ -38,6 +38,7 @@ SCORES = (  # of a case, in the order of the table
     "claims",
     "clip_directional",
     "mask_iou",
+    "mask_read",
     "psnr_outside",
     "identity",
     "depth_warp",

@@ -54,7 +54,8 @@ class EditScore:
 
     success: bool  # all that the sentence says is read off the picture
     claims: dict[str, bool]  # attribute by attribute
-    mask_iou: float  # own mask against the requested one, mean over the edited classes
+    mask_iou: float  # own mask against the requested one, mean over the edited classes; the edit's loss
+    mask_read: float  # the same of the mask that the reader finds in the picture
     clip: float  # cosine of picture and sentence
     clip_gain: float  # the same, less that of the picture before
     clip_directional: float  # cosine of the changes of picture and sentence
@@ -128,8 +129,7 @@ def score(task: _Task, after: Scene, judges: EditJudges) -> EditScore:
     views = look(task.before, request.camera), look(after, request.camera)
     images = torch.cat([view.image.clamp(-1, 1) for view in views])
     wanted = claims(task.prompt)
-    read = judges.reader(images[1:]).words()[0]
-    told = satisfied(wanted, read)
+    told = satisfied(wanted, judges.reader(images[1:]).words()[0])
     pictures = judges.clip.encode_images(images)
     words = judges.clip.encode_texts([task.source_prompt, task.prompt])
     similar = pictures @ words[1]
@@ -137,11 +137,15 @@ def score(task: _Task, after: Scene, judges: EditJudges) -> EditScore:
     features = outside_features(judges.reader, images, task.outside)
     faces = judges.identifier(images)
     consistency = score_consistency([sights_of_scene(after, _YAWS)], None)
-    ious = mask_ious(views[1].mask[0].argmax(0), request, labels)
+    own, read = (
+        list(mask_ious(classes, request, labels).values())
+        for classes in (views[1].mask[0].argmax(0), judges.reader.masks(images[1:])[0])
+    )
     return EditScore(
         success=all(told.values()),
         claims=told,
-        mask_iou=sum(ious.values()) / len(ious),
+        mask_iou=sum(own) / len(own),
+        mask_read=sum(read) / len(read),
         clip=similar[1].item(),
         clip_gain=(similar[1] - similar[0]).item(),
         clip_directional=direction.item(),

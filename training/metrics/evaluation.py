@@ -19,7 +19,7 @@ from training.generator import Generator
 from training.judges.identity import Identifier
 from training.judges.reader import Reader
 from training.metrics.features import FeatureNetwork, feature_network
-from training.metrics.fitting import Fit, inversion_error
+from training.metrics.fitting import Fit, inversion_error, unfitted_error
 from training.metrics.geometry import (
     Consistency,
     Embed,
@@ -64,11 +64,15 @@ def judges(features: str, labels: str, device: str = "cpu", say: Say = print) ->
 
 
 def true_halves(
-    folder: Path | str, masks: Path | str | None, config: GeneratorConfig, held_out: float = HELD_OUT
+    folder: Path | str,
+    masks: Path | str | None,
+    config: GeneratorConfig,
+    held_out: float = HELD_OUT,
+    say: Say = print,
 ) -> tuple[PortraitSet, PortraitSet]:
     """The held-out end of a data set in two halves of equal size: to compare with, and to be compared."""
     pictures = read_set(
-        folder, config.labels, config.resolution, masks=masks, share=held_out, at_least=FEWEST
+        folder, config.labels, config.resolution, masks=masks, share=held_out, at_least=FEWEST, say=say
     )
     half = len(pictures) // 2
     if half < 8:
@@ -154,22 +158,28 @@ def evaluate_geometry(
 ) -> dict[str, dict]:
     """Scores by source, as :func:`evaluate_quality`; 'exchanged' are true views of different heads as one.
 
+    What a fit is compared with is not fitted: the generator's mean head, and the untrained one's.
+
     ``views``: true heads from several sides, with depth; ``held_out``: portraits with depth and normals.
     """
+    sights = None if views is None else true_sights(views)  # says what is wrong with them before the work
     say(f"network: {len(options.seeds)} heads from seven sides")
     found = {"network": _geometry(generator, options.seeds, options.truncation, embed)}
+    chosen = None
     if held_out is not None and options.inversions:
         chosen = held_out.take(slice(options.inversions))
         found["network"]["inversion"] = asdict(inversion_error(generator, chosen, options.fit, say))
     if options.references:
         say("for comparison: true heads, true views of different heads, untrained and random generators")
-        if views is not None:
-            sights = true_sights(views)
+        if chosen is not None:
+            found["unfitted"] = {"inversion": asdict(unfitted_error(generator, chosen))}
+        if sights is not None:
             found["true"] = asdict(score_consistency(sights, embed))
             found["exchanged"] = asdict(score_consistency(exchanged(sights), embed))
-        few = options.seeds[:4]  # they are all alike
         for name, made in _other_generators(generator, 0):
-            found[name] = _geometry(made, few, 1.0, embed)
+            found[name] = _geometry(made, options.seeds, 1.0, embed)
+            if chosen is not None and name == "untrained":
+                found[name]["inversion"] = asdict(unfitted_error(made, chosen))
     return found
 
 

@@ -53,6 +53,12 @@ def inversion_error(
     return rendered_error(generator, fit_latents(generator, pictures, settings), pictures)
 
 
+def unfitted_error(generator: Generator, pictures: PortraitSet) -> SurfaceError:
+    """What :func:`inversion_error` gives without any fit: the mean head in the place of all of them."""
+    ws = generator.mapping.w_avg.expand(len(pictures), generator.synthesis.num_ws, -1)
+    return rendered_error(generator, ws, pictures)
+
+
 @torch.no_grad()
 def rendered_error(generator: Generator, ws: Tensor, pictures: PortraitSet) -> SurfaceError:
     """Surfaces of ws (n, num_ws, w_dim) against the true ones, seen from the pictures' cameras."""

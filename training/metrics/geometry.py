@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from pathlib import PurePosixPath
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dnnlib.errors import UserError
 from training import losses
 from training.generator import Generator, Want
 from training.metrics.portrait_set import PortraitSet, to_float
@@ -20,6 +22,7 @@ from training.scene import Scene, camera_at, latent_of_seed, scene_of, ws_of_lat
 
 YAWS = (-40.0, -27.0, -13.0, 0.0, 13.0, 27.0, 40.0)  # degrees, pitch 0
 _NEAR = math.radians(31)  # identity is quoted within +-30 degrees
+_MISSED = (0.1, 90.0)  # errors of depth (world units) and normals (degrees) where no head is shown
 _SIDE = 64  # largest side at which views are compared: warping larger ones says no more
 
 
@@ -35,6 +38,7 @@ class Consistency:
     identity: float | None  # cosine of the embeddings with the frontal view's, within +-30 degrees
     identity_all: float | None  # the same from all sides
     identity_others: float | None  # cosine of the frontal views of different heads: what no identity gives
+    recognised: float | None  # share of views whose nearest from the mirrored side is of the same head
 
 
 Embed = Callable[[Tensor], Tensor]  # pictures (N, 3, H, H) in [-1, 1] to unit vectors
@@ -66,10 +70,21 @@ def sights_of_seeds(
 
 
 def true_sights(pictures: PortraitSet) -> list[Sight]:
-    """The heads of a set of views, see datasets/portraits/views.py; needs its depth."""
+    """The heads of a set of views, see datasets/portraits/views.py; needs its depth.
+
+    Raises UserError where the pictures are no views: a folder of single portraits is not one head.
+    """
     heads: dict[str, list[int]] = {}
     for number, name in enumerate(pictures.names):
-        heads.setdefault(name.rsplit("/", 1)[0], []).append(number)
+        head, _, view = name.rpartition("/")
+        if not head or not PurePosixPath(view).stem.startswith("view"):
+            raise UserError(
+                f"{name} is a portrait and no view of a head (HEAD/view0.png and so on): "
+                "`python -m datasets.portraits.views` renders heads from several sides"
+            )
+        heads.setdefault(head, []).append(number)
+    if single := [head for head, views in heads.items() if len(views) < 2]:
+        raise UserError(f"{single[0]} has one view only: views of a head are compared with each other")
     whole = Sight(pictures.cameras, to_float(pictures.images), pictures.masks.long(), pictures.depth)
     return [whole[views] for views in heads.values()]
 
@@ -89,7 +104,7 @@ def exchanged(sights: list[Sight]) -> list[Sight]:
 def score_consistency(sights: list[Sight], embed: Embed | None) -> Consistency:
     """``embed`` None: identity is not scored."""
     scores: list[Agreement] = []
-    frontals, near, everywhere = [], [], []
+    embeddings, yaws, frontals, near, everywhere = [], [], [], [], []
     for sight in sights:
         sight = _to_cpu(sight)
         yaw, _ = yaw_pitch(sight.camera)
@@ -103,6 +118,8 @@ def score_consistency(sights: list[Sight], embed: Embed | None) -> Consistency:
             near.append(cosines[yaw[others].abs() < _NEAR].mean())
             everywhere.append(cosines.mean())
             frontals.append(found[front])
+            embeddings.append(found)
+            yaws.append(yaw)
     return Consistency(
         heads=len(sights),
         depth_warp=_mean([score.depth for score in scores]),
@@ -112,7 +129,27 @@ def score_consistency(sights: list[Sight], embed: Embed | None) -> Consistency:
         identity=_mean(near) if near else None,
         identity_all=_mean(everywhere) if near else None,
         identity_others=_others(torch.stack(frontals)) if len(frontals) > 1 else None,
+        recognised=recognised(embeddings, yaws) if len(frontals) > 1 else None,
     )
+
+
+def recognised(embeddings: Sequence[Tensor], yaws: Sequence[Tensor]) -> float:
+    """Share of the side views that are nearest to their own head among all heads as seen from the mirrored
+    side; guessing among n heads gives 1/n.
+
+    A mean cosine does not say whether heads can be told apart: blobs without a face have embeddings too, and
+    those of neighbouring views are alike. Per head, ``embeddings`` (V, D) unit vectors, ``yaws`` (V,).
+    """
+    right = []
+    for head, (found, yaw) in enumerate(zip(embeddings, yaws, strict=True)):
+        front = int(yaw.abs().argmin())
+        for view in range(len(yaw)):
+            if view == front:
+                continue
+            mirrored = [int((others + yaw[view]).abs().argmin()) for others in yaws]
+            heads = torch.stack([each[side] for each, side in zip(embeddings, mirrored, strict=True)])
+            right.append(int((heads @ found[view]).argmax()) == head)
+    return _mean(right)
 
 
 def eikonal_residual(generator: Generator, seeds: Sequence[int], *, truncation: float = 1.0) -> float:
@@ -129,11 +166,13 @@ def eikonal_residual(generator: Generator, seeds: Sequence[int], *, truncation: 
 
 @dataclass(frozen=True)
 class SurfaceError:
-    """Means over the foreground that both surfaces have."""
+    """Means over the true foreground: the same pixels, whatever is compared with it."""
 
-    depth: float  # world units, absolute
+    depth: float  # world units, absolute, at most 0.1, which a pixel without foreground counts too
+    normals: float  # degrees; a pixel without foreground counts 90
+    depth_shared: float  # over the pixels where both have a foreground, which differ with what is compared
     depth_centred: float  # the same after each portrait's median difference was taken away
-    normals: float  # degrees
+    normals_shared: float  # degrees, over the same pixels as depth_shared
     image: float  # mean absolute difference of the pictures in [0, 1], everywhere
     foreground: float  # intersection over union of the foregrounds
 
@@ -141,17 +180,21 @@ class SurfaceError:
 @torch.no_grad()
 def surface_error(found: Sight, normals: Tensor, true: Sight, true_normals: Tensor) -> SurfaceError:
     """Between N rendered and true views from the same cameras; normals (N, 3, H, H) in view space."""
-    both = (found.classes > 0) & (true.classes > 0) & (true.depth[:, 0] > 0)
+    head = (true.classes > 0) & (true.depth[:, 0] > 0)
+    both = head & (found.classes > 0)
     either = (found.classes > 0) | (true.classes > 0)
     difference = found.depth[:, 0] - true.depth[:, 0]
     centred = torch.stack(
         [d - d[b].median() if b.any() else d for d, b in zip(difference, both, strict=True)]
     )
-    cosine = functional.cosine_similarity(normals, true_normals, dim=1).clamp(-1, 1)
+    angle = functional.cosine_similarity(normals, true_normals, dim=1).clamp(-1, 1).acos().rad2deg()
+    far, turned = _MISSED
     return SurfaceError(
-        depth=difference.abs()[both].mean().item(),
+        depth=torch.where(both, difference.abs().clamp(max=far), far)[head].mean().item(),
+        normals=torch.where(both, angle, turned)[head].mean().item(),
+        depth_shared=difference.abs()[both].mean().item(),
         depth_centred=centred.abs()[both].mean().item(),
-        normals=cosine.acos().rad2deg()[both].mean().item(),
+        normals_shared=angle[both].mean().item(),
         image=(found.image - true.image).abs().mean().item() / 2,
         foreground=(both.sum() / either.sum().clamp_min(1)).item(),
     )

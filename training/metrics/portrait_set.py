@@ -71,16 +71,23 @@ def read_set(
     records: bool = False,
     share: float = 1.0,
     at_least: int = 0,
+    say: Callable[[str], None] = lambda text: None,
 ) -> PortraitSet:
     """Reads a portrait set, on request with depth, normals and attributes (``records``).
 
     Args:
         masks: where they are when not beside the images.
         share: only so much of the set, at its end; but ``at_least`` so many pictures where it has them.
+        say: is told when that makes them more than the share.
     """
     surface = [name for name, wanted in (("depth", depth), ("normals", normals)) if wanted]
     data = MaskedImages(folder, masks, labels, resolution, extras=("caption", *surface))
     first = max(0, len(data) - max(at_least, round(share * len(data))))
+    if len(data) - first > round(share * len(data)):
+        say(
+            f"{folder}: its last {len(data) - first} pictures are used: {share:g} of its {len(data)} is "
+            "too few, but the judges may have been trained on some of them"
+        )
     samples = [data[i] for i in range(first, len(data))]
     names = data.names[first:]
 

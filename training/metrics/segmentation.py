@@ -32,8 +32,8 @@ def mean_iou(
     """Mean over the classes ``counted`` (P,) bool, and all of them (P,).
 
     Without ``counted``: those that at least 2 % of the ``wanted`` (N, H, W) have. IoUs are of all pixels of
-    all pictures together. A counted class that occurs in neither is left out of the mean.
+    all pictures together. A counted class that occurs in neither counts 0: it is missed on both sides.
     """
     each = iou(confusion(wanted, found, classes))
     counted = presence(wanted, classes) >= FREQUENT if counted is None else counted
-    return each[counted].nanmean().item(), each
+    return each[counted].nan_to_num(0).mean().item(), each

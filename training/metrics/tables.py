@@ -66,7 +66,10 @@ class Stopwatch:
 def write_scores(
     path: Path, command: str, scores: Mapping[str, Any], watch: Stopwatch, device: str, **settings: Any
 ) -> None:
-    """Everything that is needed to know what the numbers are of. Numbers that are none become null."""
+    """Everything that is needed to know what the numbers are of. Numbers that are none become null.
+
+    ``peak_memory_mb`` is of the whole command, but where it made edits: then since the last of them began.
+    """
     write_json(
         path,
         {

@@ -8,13 +8,15 @@ import math
 import pytest
 import torch
 
-from datasets.portraits import BUNDLED_VIEWS
+from datasets.portraits import BUNDLED, BUNDLED_VIEWS
+from dnnlib.errors import UserError
 from training.generator import Generator
 from training.metrics import geometry
-from training.metrics.fitting import Fit, fit_latents, rendered_error
+from training.metrics.fitting import Fit, fit_latents, rendered_error, unfitted_error
 from training.metrics.geometry import (
     eikonal_residual,
     exchanged,
+    recognised,
     score_consistency,
     sights_of_seeds,
     surface_error,
@@ -44,7 +46,7 @@ def test_true_heads_agree_and_exchanged_views_do_not(heads: list[Sight]) -> None
     assert true.depth_warp < 0.01 < 0.5 * mixed.depth_warp
     assert true.mask_agreement > 0.9 > mixed.mask_agreement + 0.2
     assert true.colour_warp < 0.3 * mixed.colour_warp
-    assert true.identity > mixed.identity
+    assert true.identity > mixed.identity and true.recognised == 1
     assert true.identity_others == pytest.approx(
         (mean_colour(heads[0].image[3:4]) @ mean_colour(heads[1].image[3:4]).T).item(), abs=1e-5
     )
@@ -52,7 +54,31 @@ def test_true_heads_agree_and_exchanged_views_do_not(heads: list[Sight]) -> None
 
 def test_without_an_embedding_there_is_no_identity(heads: list[Sight]) -> None:
     found = score_consistency(heads[:1], None)
-    assert found.identity is None and found.identity_others is None
+    assert found.identity is None and found.identity_others is None and found.recognised is None
+
+
+def test_heads_are_recognised_from_the_mirrored_side_by_hand() -> None:
+    """Two heads from three sides; unit vectors in the plane, by their angles in degrees."""
+
+    def embedded(*degrees: float) -> torch.Tensor:
+        angles = torch.tensor(degrees).deg2rad()
+        return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+    yaws = [torch.tensor([-0.5, 0.0, 0.5])] * 2
+    assert recognised([embedded(0, 0, 10), embedded(80, 90, 90)], yaws) == 1
+    # the first head's left view is nearer to the second's right one, and so is that to it
+    assert recognised([embedded(60, 0, 10), embedded(100, 90, 90)], yaws) == 0.75
+    turned = [yaws[0], yaws[0].flip(0)]  # the second head's views in another order
+    assert recognised([embedded(60, 0, 10), embedded(90, 90, 100)], turned) == 0.75
+
+
+def test_portraits_are_no_views() -> None:
+    portraits = read_set(BUNDLED, "ffhq-mask", 64, depth=True).take(slice(4))
+    with pytest.raises(UserError, match="img00000000.png is a portrait and no view of a head"):
+        true_sights(portraits)
+    views = read_set(BUNDLED_VIEWS, "ffhq-mask", 64, depth=True)
+    with pytest.raises(UserError, match="head01000000 has one view only"):
+        true_sights(views.take(slice(3, 4)))
 
 
 def test_views_of_a_generator(generator: Generator) -> None:
@@ -98,6 +124,20 @@ def test_surface_errors_by_hand() -> None:
     assert error.depth_centred == pytest.approx(0, abs=1e-6)
     assert error.normals == pytest.approx(math.degrees(0.3), rel=1e-4)
     assert error.image == pytest.approx(0.25) and error.foreground == 1
+    assert (error.depth_shared, error.normals_shared) == pytest.approx((error.depth, error.normals))
+
+
+def test_a_missing_half_of_a_head_is_an_error() -> None:
+    """What a smaller head leaves out counts; over the shared pixels it looks as good as a whole one."""
+    depth = torch.full((1, 1, SIDE, SIDE), 2.7)
+    found, found_normals = _surface(depth + 0.03, tilt=0.3)
+    true, true_normals = _surface(depth, tilt=0.0)
+    found.classes[:, : SIDE // 2] = 0
+    error = surface_error(found, found_normals, true, true_normals)
+    assert error.depth == pytest.approx((0.03 + 0.1) / 2, rel=1e-4)
+    assert error.normals == pytest.approx((math.degrees(0.3) + 90) / 2, rel=1e-4)
+    assert error.depth_shared == pytest.approx(0.03, rel=1e-4)
+    assert error.normals_shared == pytest.approx(math.degrees(0.3), rel=1e-4)
 
 
 def test_a_fit_finds_a_portrait_that_the_generator_made(generator: Generator) -> None:
@@ -118,6 +158,7 @@ def test_a_fit_finds_a_portrait_that_the_generator_made(generator: Generator) ->
     fitted = fit_latents(generator, wanted, Fit(steps=60, lr=0.1))
     assert fitted.shape == ws.shape
     assert rendered_error(generator, fitted, wanted).image < 0.6 * before
+    assert unfitted_error(generator, wanted).image == before
 
 
 def test_sides_of_large_pictures_are_bounded(generator: Generator, monkeypatch) -> None:

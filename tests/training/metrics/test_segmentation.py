@@ -26,8 +26,8 @@ def test_iou_by_hand() -> None:
 def test_the_mean_is_over_frequent_classes() -> None:
     mean, _ = mean_iou(WANTED, FOUND, 4)
     assert mean == pytest.approx((3 / 5 + 2 / 3 + 1 / 2) / 3)
-    mean, _ = mean_iou(WANTED, FOUND, 4, torch.tensor([False, True, True, True]))  # class 3 occurs nowhere
-    assert mean == pytest.approx((2 / 3 + 1 / 2) / 2)
+    mean, _ = mean_iou(WANTED, FOUND, 4, torch.tensor([False, True, True, True]))
+    assert mean == pytest.approx((2 / 3 + 1 / 2) / 3)  # class 3 counts, and occurs nowhere
 
 
 def test_presence_is_of_pictures_not_of_pixels() -> None:
