@@ -18,15 +18,13 @@ from PIL import Image
 
 from datasets.labels import label_set, read_mask, write_mask
 from edit import main
-from tests.tiny_generator import TINY_GENERATOR
+from tests.tiny_prior import write_tiny_models
 from training.acceleration import Acceleration
 from training.editing import session
 from training.editing.export import load_edit
 from training.editing.optimise import EditOptimiser, StepLosses
 from training.generator import Generator
 from training.pictures import look, to_uint8
-from training.prior.config import AutoencoderConfig, DiffusionConfig, PriorConfig, TextConfig
-from training.prior.models import build_parts, save_parts
 
 LABELS = label_set("ffhq-mask")
 SMALL = (
@@ -48,19 +46,8 @@ RESULTS = {
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """network.safetensors and prior/: random weights, pictures of 16 x 16."""
     folder = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    generator = Generator(TINY_GENERATOR)
-    generator.save(folder / "network.safetensors")
-    config = PriorConfig(
-        resolution=16,
-        autoencoder=AutoencoderConfig(channels=(8, 8, 16), groups=4),
-        text=TextConfig(width=16, layers=1, heads=2, length=24),
-        diffusion=DiffusionConfig(
-            channels=(8, 16), attention=(False, True), heads=2, groups=4, condition_channels=(4, 4, 8)
-        ),
-    )
     words = ("a", "hat", "normal", "map", "of", "person", "portrait", "red", "wearing")
-    save_parts(build_parts(config, words), folder / "prior", config, {})
+    write_tiny_models(folder, words)
     return folder
 
 

@@ -20,6 +20,7 @@ from datasets.portraits import BUNDLED, BUNDLED_VIEWS
 from dnnlib import config as config_files
 from evaluate import main
 from tests.tiny_generator import TINY_GENERATOR
+from tests.tiny_prior import write_tiny_models
 from torch_utils.device import peak_memory_mb
 from training import loop
 from training.config import TrainConfig
@@ -30,8 +31,6 @@ from training.editing.settings import EditSettings
 from training.generator import Generator
 from training.metrics import edit_runs, evaluation
 from training.metrics.edit_runs import EditRun, chosen_cases
-from training.prior.config import AutoencoderConfig, DiffusionConfig, PriorConfig, TextConfig
-from training.prior.models import build_parts, save_parts
 
 FAST = (
     "region.voxels=16",
@@ -59,18 +58,8 @@ def shrink(source: Path, target: Path) -> Path:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """network.safetensors and prior/ with random weights; set/ and views/ are the bundled ones, smaller."""
     folder = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    Generator(TINY_GENERATOR).save(folder / "network.safetensors")
-    prior = PriorConfig(
-        resolution=16,
-        autoencoder=AutoencoderConfig(channels=(8, 8, 16), groups=4),
-        text=TextConfig(width=16, layers=1, heads=2, length=24),
-        diffusion=DiffusionConfig(
-            channels=(8, 16), attention=(False, True), heads=2, groups=4, condition_channels=(4, 4, 8)
-        ),
-    )
     words = ("a", "bald", "hair", "normal", "map", "of", "person", "portrait", "red", "with")
-    save_parts(build_parts(prior, words), folder / "prior", prior, {})
+    write_tiny_models(folder, words)
     shrink(BUNDLED, folder / "set")
     shrink(BUNDLED_VIEWS, folder / "views")
     return folder

@@ -32,8 +32,8 @@ def choose_device(name: str | None = None) -> str:
     return name
 
 
-def reset_peak_memory(device: torch.device | str) -> None:
-    """Begins :func:`peak_memory_mb` anew, from what is in use now.
+def reset_peak_memory(device: torch.device | str) -> bool:
+    """Begins :func:`peak_memory_mb` anew, from what is in use now; whether that could be done.
 
     Of a process that takes Linux: where there is no /proc/self/clear_refs that can be written, the peak goes
     on being that of the whole process.
@@ -41,11 +41,12 @@ def reset_peak_memory(device: torch.device | str) -> None:
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return
+        return True
     try:
         (_PROCESS / "clear_refs").write_text("5")  # sets VmHWM to the present VmRSS (man proc_pid_clear_refs)
     except OSError:
-        pass
+        return False
+    return True
 
 
 def peak_memory_mb(device: torch.device | str) -> float:
@@ -54,7 +55,7 @@ def peak_memory_mb(device: torch.device | str) -> float:
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
+    try:  # rather than ru_maxrss, which begins, in a process that another one started, with that one's peak
         status = (_PROCESS / "status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) / 2**10  # "VmHWM:  1234 kB"
     except (OSError, IndexError):

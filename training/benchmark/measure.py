@@ -12,7 +12,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TypeVar
 from unittest.mock import patch
 
@@ -23,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
 
 from torch_utils import extension
-from torch_utils.device import peak_memory_mb
+from torch_utils.device import peak_memory_mb, reset_peak_memory
 from training import recompute
 from training.rendering import renderer
 
@@ -179,46 +178,20 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def largest_memory_mb(device: str) -> float:
-    """Largest memory so far, MiB: what torch allocated on a GPU, or what this process occupied."""
-    if not device.startswith("cuda") and _STATUS.is_file():
-        # what `peak_memory_mb` asks the system for begins, in a new process, with its parent's largest
-        return _of_process_mb("VmHWM")
-    return peak_memory_mb(device)
-
-
 def memory_beside_mb(work: Callable[[], object], device: str) -> float | None:
     """Largest memory of a run of ``work``, MiB, beside what is there before it; None where the system does
     not tell. ``work`` must have run before: a first run also loads libraries and starts threads.
 
     Of a process it is known in steps of some pages, so less than a MiB means nothing.
     """
-    if device.startswith("cuda"):
-        _wait(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        work()
-        _wait(device)
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    if not _STATUS.is_file():
-        return None
+    _wait(device)
     _give_freed_memory_back()
-    try:
-        _LARGEST.write_text("5")  # from here on the largest is what there is now
-    except OSError:
+    if not reset_peak_memory(device):
         return None
-    before = _of_process_mb("VmRSS")
+    before = peak_memory_mb(device)
     work()
-    return max(0.0, _of_process_mb("VmHWM") - before)
-
-
-_STATUS, _LARGEST = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux
-
-
-def _of_process_mb(what: str) -> float:
-    """'VmRSS', what this process occupies, or 'VmHWM', the most that it did."""
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{what}:"))
-    return int(line.split()[1]) / 2**10
+    _wait(device)
+    return max(0.0, peak_memory_mb(device) - before)  # counted in steps, it may seem to fall
 
 
 def _give_freed_memory_back() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from dnnlib import config as config_files
 from dnnlib.errors import UserError, did_you_mean
 from dnnlib.files import write_json
+from torch_utils.device import peak_memory_mb
 from training.acceleration import Acceleration
 from training.benchmark import operations, work
 from training.benchmark.measure import (
@@ -17,7 +18,6 @@ from training.benchmark.measure import (
     Spread,
     flops,
     in_own_process,
-    largest_memory_mb,
     machine,
     repeat,
     start_process,
@@ -164,6 +164,6 @@ def _work_rows(options: Options, group: str, found: Machine) -> Iterator[Row]:
         works = work.edit_steps(*models, options.edit_settings(), device, options.acceleration)
     for each in works:
         seconds = repeat(each.run, options.repetitions, device)
-        peak = largest_memory_mb(device)  # before the references run, which need more
+        peak = peak_memory_mb(device)  # before the references run, which need more
         ideal = flops(each.counted or each.run) / found.convolution
         yield Row(group, each.name, seconds, each.items, None, ideal, "convolution", peak)

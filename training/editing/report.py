@@ -32,7 +32,7 @@ class Report:
     steps: int  # that were done
     interrupted: bool
     seconds: dict[str, float]  # by stage
-    peak_memory_mb: float  # of the process, or of the GPU
+    peak_memory_mb: float  # since the edit began, of the process with all it had loaded, or of the GPU
     mask_iou: float  # mean over the classes below
     mask_iou_by_class: dict[str, float]  # rendered against requested mask at M's camera
     psnr_outside_region: float  # dB between the pictures before and after, outside the dilated footprint

@@ -10,6 +10,7 @@ import torch
 
 from tests.tiny_generator import TINY_GENERATOR
 from torch_utils import extension
+from torch_utils.device import peak_memory_mb
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 from training import recompute
 from training.benchmark import measure
@@ -17,7 +18,6 @@ from training.benchmark.measure import (
     Spread,
     flops,
     in_own_process,
-    largest_memory_mb,
     machine,
     memory_beside_mb,
     repeat,
@@ -123,7 +123,7 @@ def test_a_process_of_its_own():
     held = torch.ones(512 << 18)  # 512 MB that the other process has nothing to do with
     numbers = in_own_process(_yield_and_fail, threads=1)
     number, largest = next(numbers)  # what came before is not lost
-    assert number != os.getpid() and largest < largest_memory_mb("cpu") - 256
+    assert number != os.getpid() and largest < peak_memory_mb("cpu") - 256
     del held
     with pytest.raises(ZeroDivisionError):
         next(numbers)
@@ -132,7 +132,7 @@ def test_a_process_of_its_own():
 
 
 def _yield_and_fail():
-    yield os.getpid(), largest_memory_mb("cpu")
+    yield os.getpid(), peak_memory_mb("cpu")
     yield 1 // 0
 
 

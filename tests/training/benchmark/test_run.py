@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 
 import benchmark
 from tests.tiny_run import TINY_RUN
+from torch_utils.device import reset_peak_memory
 from training.benchmark import measure, operations, work
 from training.benchmark import run as run_module
 from training.benchmark.measure import Row, Spread
@@ -54,7 +56,8 @@ def test_a_tiny_run(tiny, tmp_path, in_this_process):
 def test_rows_of_an_operation(tmp_path, monkeypatch, in_this_process):
     """Beside their reference, each with a spread, against a bound, with memory where the system tells it."""
     monkeypatch.setattr(operations, "available", lambda _: ["upfirdn2d"])
-    monkeypatch.setattr(measure, "_of_process_mb", lambda what: {"VmRSS": 100, "VmHWM": 130}[what])
+    peaks = itertools.cycle((100, 130))  # before a run, and behind it
+    monkeypatch.setattr(measure, "peak_memory_mb", lambda _: next(peaks))
     options = Options(("operations",), repetitions=2, shrink=64)
     _, rows = run(options, lambda _: None, tmp_path / "figures.json")
     assert len(rows) == 4 * 3
@@ -62,7 +65,7 @@ def test_rows_of_an_operation(tmp_path, monkeypatch, in_this_process):
         assert row["bound"] == "memory" and row["fraction"] > 0 and row["gain"] > 0
         for spread in (row["seconds"], row["reference"]):
             assert 0 < spread["lowest"] <= spread["median"] <= spread["highest"]
-        if measure._STATUS.is_file():
+        if reset_peak_memory("cpu"):
             assert row["peak_mb"] == row["reference_peak_mb"] == 30
 
 

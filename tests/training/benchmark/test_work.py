@@ -6,16 +6,13 @@ import pytest
 import torch
 
 from dnnlib import config as config_files
-from tests.tiny_generator import TINY_GENERATOR
+from tests.tiny_prior import write_tiny_models
 from tests.tiny_run import TINY_RUN
 from training.acceleration import Acceleration
 from training.benchmark import work
 from training.config import TrainConfig
 from training.editing.optimise import EditOptimiser
 from training.editing.settings import EditSettings
-from training.generator import Generator
-from training.prior.config import AutoencoderConfig, DiffusionConfig, PriorConfig, TextConfig
-from training.prior.models import build_parts, save_parts
 
 
 def test_a_recipe_that_keeps_reconstructions_and_parses_masks_can_be_measured():
@@ -29,18 +26,7 @@ def test_a_recipe_that_keeps_reconstructions_and_parses_masks_can_be_measured():
 @pytest.fixture
 def tiny_models(tmp_path):
     """Paths of a random generator and a random prior, of pictures of 16 x 16."""
-    torch.manual_seed(0)
-    Generator(TINY_GENERATOR).save(tmp_path / "network.safetensors")
-    config = PriorConfig(
-        resolution=16,
-        autoencoder=AutoencoderConfig(channels=(8, 8, 16), groups=4),
-        text=TextConfig(width=16, layers=1, heads=2, length=24),
-        diffusion=DiffusionConfig(
-            channels=(8, 16), attention=(False, True), heads=2, groups=4, condition_channels=(4, 4, 8)
-        ),
-    )
-    words = ("a", "hat", "map", "normal", "of", "person", "with")
-    save_parts(build_parts(config, words), tmp_path / "prior", config, {})
+    write_tiny_models(tmp_path, ("a", "hat", "map", "normal", "of", "person", "with"))
     return tmp_path / "network.safetensors", str(tmp_path / "prior")
 
 
