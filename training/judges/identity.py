@@ -96,3 +96,14 @@ class Identifier:
         parts = [part.to(self.reader.device) for part in images.split(64)]
         found = torch.cat([self.network(part, self.reader.masks(part)) for part in parts])
         return found.to(images.device)
+
+    @torch.no_grad()
+    def shared(self, images: Tensor) -> Tensor:
+        """Of pictures (N, 3, H, H) from one camera, unit vectors (N, dim) of the pixels that are face in all.
+
+        So what covers a part of one face does not make another person of it. Zeros where no pixel is left.
+        """
+        pictures = images.to(self.reader.device)
+        masks = self.reader.masks(pictures)
+        shared = self.network.face[masks].all(0)
+        return (self.network(pictures, masks * shared) * shared.any()).to(images.device)

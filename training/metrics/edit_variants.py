@@ -41,6 +41,7 @@ SCORES = (  # of a case, in the order of the table
     "mask_read",
     "psnr_outside",
     "identity",
+    "identity_shared",
     "depth_warp",
     "mask_agreement",
     "seconds",

@@ -62,6 +62,7 @@ class EditScore:
     psnr_outside: float  # dB, pixels that should have been left alone
     perceptual_outside: float  # the same by features, 0 is best
     identity: float  # cosine of the faces' embeddings before and after
+    identity_shared: float  # the same of the pixels that are face before and after
     depth_warp: float  # agreement of views, see Consistency
     mask_agreement: float
 
@@ -135,7 +136,7 @@ def score(task: _Task, after: Scene, judges: EditJudges) -> EditScore:
     similar = pictures @ words[1]
     direction = directional_similarity(pictures[:1], pictures[1:], words[:1], words[1:])
     features = outside_features(judges.reader, images, task.outside)
-    faces = judges.identifier(images)
+    faces, shared = judges.identifier(images), judges.identifier.shared(images)
     consistency = score_consistency([sights_of_scene(after, _YAWS)], None)
     own, read = (
         list(mask_ious(classes, request, labels).values())
@@ -152,6 +153,7 @@ def score(task: _Task, after: Scene, judges: EditJudges) -> EditScore:
         psnr_outside=psnr(images[0], images[1], task.outside),
         perceptual_outside=perceptual_distance(*features, task.outside),
         identity=(faces[0] @ faces[1]).item(),
+        identity_shared=(shared[0] @ shared[1]).item(),
         depth_warp=consistency.depth_warp,
         mask_agreement=consistency.mask_agreement,
     )

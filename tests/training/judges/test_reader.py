@@ -95,6 +95,24 @@ def test_only_the_face_makes_the_identity(reader: Reader, identity: IdentityNet)
     assert Identifier(reader, identity)(images).shape == (1, 6)
 
 
+def test_what_covers_a_part_of_the_face_makes_no_other_person(
+    reader: Reader, identity: IdentityNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = (torch.rand(1, 3, 16, 16) * 2 - 1).repeat(2, 1, 1, 1)
+    masks = torch.full((2, 16, 16), LABELS.index("hair"))
+    masks[:, 4:14, 4:12] = LABELS.index("skin")
+    images[1, :, 4:8], masks[1, 4:8] = 0.5, LABELS.index("hat")
+    monkeypatch.setattr(Reader, "masks", lambda _, pictures: masks)
+    embed = Identifier(reader, identity)
+    before, after = embed.shared(images)
+    assert torch.equal(before, after)
+    assert not torch.allclose(*embed(images), atol=1e-3)
+    images[1, :, 10, 6] += 1
+    assert not torch.allclose(*embed.shared(images), atol=1e-4)
+    masks[1] = LABELS.index("hat")
+    assert not embed.shared(images).any()
+
+
 def test_contrast_is_small_when_heads_are_apart() -> None:
     heads = torch.tensor([0, 0, 1, 1])
     apart = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
