@@ -127,6 +127,7 @@ class EditOptimiser:
             betas=(0.9, 0.99),
             fused=True,
         )
+        self._learned = [p for group in self.optimiser.param_groups for p in group["params"]]
         self._nonfinite = 0
 
     def run(self, progress: Callable[[StepLosses], None] | None = None) -> EditResult:
@@ -180,7 +181,7 @@ class EditOptimiser:
             getattr(weights, name) * value for name, value in kept.items()
         )
         self.optimiser.zero_grad(set_to_none=True)
-        total.backward()
+        total.backward(inputs=self._learned)  # not points too, as far as the engine can leave them out
         self._update(index)
         return StepLosses(
             step=index,
@@ -299,10 +300,7 @@ class EditOptimiser:
 
     def _update(self, index: int) -> None:
         """Adam's step; a step with non-finite gradients is left out, counted, and too many end the edit."""
-        gradients = [
-            p.grad for group in self.optimiser.param_groups for p in group["params"] if p.grad is not None
-        ]
-        if not all_finite(gradients):
+        if not all_finite([p.grad for p in self._learned if p.grad is not None]):
             self._nonfinite += 1
             if self._nonfinite > self.settings.max_nonfinite:
                 raise UserError(

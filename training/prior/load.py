@@ -60,6 +60,8 @@ def load_prior(
     )
     _check(prior, str(source))
     _save_memory(prior, memory)
+    if torch.device(device).type == "cpu":  # where convolutions with channels innermost are a quarter faster
+        prior.to(memory_format=torch.channels_last)
     return prior.to(device)
 
 
