@@ -93,13 +93,12 @@ __global__ __launch_bounds__(kThreads) void points_kernel(MlpArguments<T> a) {
             continue;
           }
           const T by_output = dot<O>(T(0), units.weight2[k], grad), slope = sigmoid(h);
-          T to_h = by_output * slope;
+          HiddenUnit<T> unit = first_order(T(0), slope, by_output);
           if (order == Order::second) {
-            const T value = slope * dot<C>(T(0), units.weight1[k], direction);
-            add_multiple<O>(y, value, units.weight2[k]);
-            to_h = by_output * value * (T(1) - slope);
+            unit = second_order(slope, by_output, dot<C>(T(0), units.weight1[k], direction));
+            add_multiple<O>(y, unit.value, units.weight2[k]);
           }
-          add_multiple<C>(to_x, to_h, units.weight1[k]);
+          add_multiple<C>(to_x, unit.to_h, units.weight1[k]);
         }
       }
       if (order != Order::gradient && inside) store_row(a.y + m * columns + p * a.outputs, y, a.outputs);
@@ -178,13 +177,13 @@ __global__ __launch_bounds__(kThreads) void weights_kernel(MlpArguments<T> a, Ml
       const T by_output = dot<O>(T(0), units.weight2[k], grad.row[lane]);
       T activation, slope;
       softplus_and_sigmoid(h, activation, slope);
-      to_h.row[lane][k] = by_output * slope;
+      HiddenUnit<T> unit = first_order(activation, slope, by_output);
       if constexpr (second) {
-        activation = slope * dot<C>(T(0), units.weight1[k], direction.row[lane]);
-        to_u.row[lane][k] = by_output * slope;
-        to_h.row[lane][k] = by_output * activation * (T(1) - slope);
+        unit = second_order(slope, by_output, dot<C>(T(0), units.weight1[k], direction.row[lane]));
+        to_u.row[lane][k] = unit.to_u;
       }
-      value.row[lane][k] = activation;
+      to_h.row[lane][k] = unit.to_h;
+      value.row[lane][k] = unit.value;
     }
     __syncthreads();
     for (int i = warp; i < kTilePoints; i += kWarps) {

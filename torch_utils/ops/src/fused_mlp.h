@@ -5,7 +5,31 @@
 
 #include <cstdint>
 
+#include "softplus.h"
+
 namespace mate3d {
+
+// A hidden unit's part in the derivatives, for the CPU's lanes and the CUDA kernel alike: what the gradients by its input
+// h and by its output's weights are made of. a = sum_o W2_o g_o, s = softplus'(h) = sigmoid(h).
+template <typename V>
+struct HiddenUnit {
+  V value;  // times g_o: the gradient by W2_o
+  V to_h;   // times x: the gradient by W1; times W1: that by x
+  V to_u;   // second order only. Times v: the gradient by W1
+};
+
+// Of y by x.
+template <typename V>
+MATE3D_INLINE HiddenUnit<V> first_order(V activation, V slope, V by_output) {
+  return {activation, by_output * slope, V{}};
+}
+
+// Of v . (gradient of y by x) = sum_k a_k s_k u_k with u = W1 v; softplus''(h) = s (1 - s).
+template <typename V>
+MATE3D_INLINE HiddenUnit<V> second_order(V slope, V by_output, V u) {
+  const V value = slope * u;
+  return {value, by_output * value * (1.0f - slope), by_output * slope};
+}
 
 // All contiguous. Null: b2 but for the outputs; gradients that are not wanted.
 template <typename T>

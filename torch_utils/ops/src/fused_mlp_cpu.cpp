@@ -281,14 +281,12 @@ class Chunk {
             Lanes<T> slope;
             if constexpr (order == Order::second || !weights) slope = sigmoid(h[j][i]);
             else softplus_and_sigmoid(h[j][i], value, slope);
-            Lanes<T> to_h = by_output * slope;
-            if constexpr (order == Order::second) {
-              value = slope * u[j][i];
-              if (weights) store(space.to_u + at, to_h);
-              to_h = by_output * value * (T(1) - slope);
-            }
-            store(space.to_hidden + at, to_h);
-            to_bias += to_h;
+            const HiddenUnit<Lanes<T>> unit = order == Order::second ? second_order(slope, by_output, u[j][i])
+                                                                     : first_order(value, slope, by_output);
+            value = unit.value;
+            if (weights && order == Order::second) store(space.to_u + at, unit.to_u);
+            store(space.to_hidden + at, unit.to_h);
+            to_bias += unit.to_h;
             if (single) to_second += g[i] * value;
           }
           if (single) y[i] += second * value;

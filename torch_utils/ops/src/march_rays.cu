@@ -35,8 +35,7 @@ template <typename T>
 __device__ void load(const Rays<T>& rays, int64_t r, const Shared<T>& shared) {
   const int samples = int(rays.samples);
   const T *depth = rays.depth + r * samples, *density = rays.density + r * samples;
-  // A depth that is not a number comes last: every sample must have a place, and what it gives stays visible.
-  for (int s = threadIdx.x; s < samples; s += blockDim.x) shared.thick[s] = depth[s] == depth[s] ? depth[s] : T(INFINITY);
+  for (int s = threadIdx.x; s < samples; s += blockDim.x) shared.thick[s] = sorting_key(depth[s]);
   __syncthreads();
   for (int s = threadIdx.x; s < samples; s += blockDim.x) {
     int rank = 0;
@@ -73,7 +72,7 @@ __global__ void __launch_bounds__(kThreads) march_kernel(Rays<T> rays, Marched<T
     load(rays, r, shared);
     T* v = out.weights + r * samples;
     for (int i = threadIdx.x; i < samples; i += blockDim.x) {
-      v[shared.order[i]] = T(0.5) * ((i > 0 ? shared.weight[i - 1] : T(0)) + shared.weight[i]);
+      v[shared.order[i]] = half_of_both(i > 0 ? shared.weight[i - 1] : T(0), shared.weight[i]);
     }
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -83,7 +82,7 @@ __global__ void __launch_bounds__(kThreads) march_kernel(Rays<T> rays, Marched<T
         far += v[s] * rays.depth[r * samples + s];
       }
       out.weight[r] = total;
-      out.depth[r] = total > T(0) ? far / total : T(INFINITY);
+      out.depth[r] = mean_depth(total, far);
     }
     const int64_t first = r * samples;
     for (int64_t f = threadIdx.x; f < rays.features; f += blockDim.x) {
@@ -94,7 +93,7 @@ __global__ void __launch_bounds__(kThreads) march_kernel(Rays<T> rays, Marched<T
     for (int64_t p = threadIdx.x; p < rays.parts; p += blockDim.x) {
       T sum = 0;
       for (int s = 0; s < samples; ++s) {
-        sum += v[s] * logistic(-rays.sharpness * rays.part_sdf[(first + s) * rays.parts + p]);
+        sum += v[s] * mask_value(rays.sharpness, rays.part_sdf[(first + s) * rays.parts + p]);
       }
       out.mask[r * rays.parts + p] = sum;
     }
@@ -120,14 +119,12 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(Rays<T> rays, RayGra
       total += v[s];
       far += v[s] * z[s];
     }
-    const T by_weight = g.by_weight ? g.by_weight[r] : T(0);
-    const T by_depth = g.by_depth && total > T(0) ? g.by_depth[r] / total : T(0);
-    const T depth = total > T(0) ? far / total : T(0);
+    const ByWeight<T> by_weight(g.by_weight ? g.by_weight[r] : T(0), g.by_depth ? g.by_depth[r] : T(0), total, far);
     // The derivative by each sample's weight, in the order of depth; the thicknesses are not needed any more.
     T* by_weights = shared.thick;
     for (int i = threadIdx.x; i < samples; i += blockDim.x) {
       const int s = shared.order[i];
-      T sum = by_weight + by_depth * (z[s] - depth);
+      T sum = by_weight.at(z[s]);
       for (int64_t f = 0; g.by_colour && f < rays.features; ++f) {
         sum += rays.colour[(first + s) * rays.features + f] * g.by_colour[r * rays.features + f];
       }
@@ -136,20 +133,14 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(Rays<T> rays, RayGra
     }
     __syncthreads();
     if (threadIdx.x == 0 && g.density) {
-      T later = 0, behind = 0;  // what the interval behind gives to its nearer end
-      for (int i = samples - 1; i >= 0; --i) {
-        T each = 0;
-        if (i > 0) {
-          const T b = T(0.5) * (by_weights[i - 1] + by_weights[i]);
-          const T by_thickness = b * exponential(-shared.before[i]) - later;
-          later += b * shared.weight[i - 1];
-          each = T(0.5) * by_thickness *
-                 thickness_slope(shared.density[i - 1], shared.density[i], shared.depth[i - 1], shared.depth[i],
-                                 rays.published);
-        }
-        g.density[first + shared.order[i]] = behind + each;
-        behind = each;
+      DensityGradient<T> found;
+      for (int i = samples - 1; i > 0; --i) {
+        const T slope = thickness_slope(shared.density[i - 1], shared.density[i], shared.depth[i - 1], shared.depth[i],
+                                        rays.published);
+        g.density[first + shared.order[i]] = found.step(half_of_both(by_weights[i - 1], by_weights[i]),
+                                                        shared.weight[i - 1], exponential(-shared.before[i]), slope);
       }
+      g.density[first + shared.order[0]] = found.behind;
     }
     for (int64_t i = threadIdx.x; g.colour && i < samples * rays.features; i += blockDim.x) {
       g.colour[first * rays.features + i] = v[i / rays.features] * g.by_colour[r * rays.features + i % rays.features];
@@ -158,9 +149,8 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(Rays<T> rays, RayGra
       g.normal[first * 3 + i] = v[i / 3] * g.by_normal[r * 3 + i % 3];
     }
     for (int64_t i = threadIdx.x; g.part_sdf && i < samples * rays.parts; i += blockDim.x) {
-      const T m = logistic(-rays.sharpness * rays.part_sdf[first * rays.parts + i]);
-      g.part_sdf[first * rays.parts + i] =
-          -rays.sharpness * v[i / rays.parts] * g.by_mask[r * rays.parts + i % rays.parts] * m * (T(1) - m);
+      g.part_sdf[first * rays.parts + i] = v[i / rays.parts] * g.by_mask[r * rays.parts + i % rays.parts] *
+                                           mask_slope(rays.sharpness, rays.part_sdf[first * rays.parts + i]);
     }
     __syncthreads();
   }

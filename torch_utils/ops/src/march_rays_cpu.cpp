@@ -4,7 +4,6 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <limits>
 #include <type_traits>
 #include <vector>
 
@@ -114,7 +113,7 @@ class Sorted {
 
   // Half of each interval's weight goes to either end.
   void weights(T* v) const {
-    for (int64_t i = 0; i < samples_; ++i) v[order_[i]] = T(0.5) * (weight_[i] + weight_[i + 1]);
+    for (int64_t i = 0; i < samples_; ++i) v[order_[i]] = half_of_both(weight_[i], weight_[i + 1]);
   }
 
   // From derivatives by the samples' weights to those by their densities.
@@ -122,15 +121,12 @@ class Sorted {
     if (published_) load_slopes<true>();
     else load_slopes<false>();
     const T *__restrict__ passed = thickness_.data(), *__restrict__ slope = slope_.data();
-    T later = 0, behind = 0;  // sum of b_k w_k over the intervals behind: a denser one leaves less for them
+    DensityGradient<T> found;
     for (int64_t i = samples_ - 2; i >= 0; --i) {
-      const T b = T(0.5) * (by_weight[order_[i]] + by_weight[order_[i + 1]]);
-      const T each = (b * passed[i] - later) * slope[i];
-      later += b * weight_[i + 1];
-      by_density[order_[i + 1]] = behind + each;
-      behind = each;
+      const T b = half_of_both(by_weight[order_[i]], by_weight[order_[i + 1]]);
+      by_density[order_[i + 1]] = found.step(b, weight_[i + 1], passed[i], slope[i]);
     }
-    by_density[order_[0]] = behind;
+    by_density[order_[0]] = found.behind;
   }
 
  private:
@@ -156,14 +152,13 @@ class Sorted {
 #pragma omp simd
     for (int64_t i = 0; i < samples_ - 1; ++i) {
       passed[i] = exponential(-before[i + 1]);
-      slope[i] = T(0.5) * thickness_slope(sigma[i], sigma[i + 1], z[i], z[i + 1], published);
+      slope[i] = thickness_slope(sigma[i], sigma[i + 1], z[i], z[i + 1], published);
     }
   }
 
   void sort(const T* depth_any) {
-    // A depth that is not a number comes last: every sample must have a place, and what it gives stays visible.
     T* const depth = depth_.data();
-    for (int64_t s = 0; s < samples_; ++s) depth[s] = depth_any[s] == depth_any[s] ? depth_any[s] : T(INFINITY);
+    for (int64_t s = 0; s < samples_; ++s) depth[s] = sorting_key(depth_any[s]);
     if (samples_ > kCounted) {
       for (int64_t s = 0; s < samples_; ++s) order_[s] = int32_t(s);
       std::sort(order_.begin(), order_.end(), [&](int32_t a, int32_t b) { return comes_before(depth, a, b); });
@@ -224,14 +219,14 @@ void march(const Rays<T>& rays, const Marched<T>& out) {
       far += v[s] * z[s];
     }
     out.weight[r] = total;
-    out.depth[r] = total > T(0) ? far / total : std::numeric_limits<T>::infinity();
+    out.depth[r] = mean_depth(total, far);
     composite(rays.colour + r * samples * rays.features, v, out.colour + r * rays.features, samples, rays.features);
     if (rays.normal) composite(rays.normal + r * samples * 3, v, out.normal + r * 3, samples, int64_t(3));
     if (parts == 0) return;
     const T* __restrict__ sdf = rays.part_sdf + r * samples * parts;
     const T sharpness = rays.sharpness;
 #pragma omp simd
-    for (int64_t i = 0; i < samples * parts; ++i) mask[i] = logistic(-sharpness * sdf[i]);
+    for (int64_t i = 0; i < samples * parts; ++i) mask[i] = mask_value(sharpness, sdf[i]);
     composite(mask, v, out.mask + r * parts, samples, parts);
   });
 }
@@ -247,10 +242,8 @@ void gradient(const Rays<T>& rays, const RayGradients<T>& g) {
       total += v[s];
       far += v[s] * z[s];
     }
-    const T by_weight = g.by_weight ? g.by_weight[r] : T(0);
-    const T by_depth = g.by_depth && total > T(0) ? g.by_depth[r] / total : T(0);
-    const T depth = total > T(0) ? far / total : T(0);
-    for (int64_t s = 0; s < samples; ++s) by_weights[s] = by_weight + by_depth * (z[s] - depth);
+    const ByWeight<T> by_weight(g.by_weight ? g.by_weight[r] : T(0), g.by_depth ? g.by_depth[r] : T(0), total, far);
+    for (int64_t s = 0; s < samples; ++s) by_weights[s] = by_weight.at(z[s]);
     if (g.by_colour) {
       const int64_t at = r * samples * rays.features;
       composite_gradient(rays.colour + at, v, g.by_colour + r * rays.features, by_weights,
@@ -269,10 +262,7 @@ void gradient(const Rays<T>& rays, const RayGradients<T>& g) {
     for (int64_t s = 0; s < samples; ++s) scale(v[s], by_mask, to_sdf + s * parts, parts);
     const T sharpness = rays.sharpness;
 #pragma omp simd
-    for (int64_t i = 0; i < samples * parts; ++i) {
-      const T m = logistic(-sharpness * sdf[i]);
-      to_sdf[i] *= -sharpness * m * (T(1) - m);
-    }
+    for (int64_t i = 0; i < samples * parts; ++i) to_sdf[i] *= mask_slope(sharpness, sdf[i]);
   });
 }
 
