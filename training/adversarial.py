@@ -186,6 +186,7 @@ class AdversarialPhase:
                 some.camera,
                 raw_resolution=now.raw_resolution,
                 noise_mode="random",
+                chunk=self.config.ray_chunk or None,
             )
             fakes.append(fake_views(rendering))
         return fakes
@@ -226,6 +227,7 @@ class AdversarialPhase:
                 normals=posterior is not None and warm_start.normals > 0,
             ),
             deterministic=self.deterministic,
+            chunk=self.config.ray_chunk or None,
             checkpointing=self.config.checkpointing,
         )
         views = fake_views(rendering)
@@ -251,7 +253,7 @@ class AdversarialPhase:
             if warm_start.keep_features:
                 value = self._feature_distance(views, kept, now)
                 terms.append(Term("fit/features", warm_start.keep_features, value))
-        terms += geometry_terms(config, field, rendering.samples)
+        terms += geometry_terms(config, field, rendering.samples, self.config.ray_chunk)
         if config.part_colour:
             value = losses.part_colour(rendering.part_images, rendering.image_raw, rendering.mask_raw)
             terms.append(Term("generator/part_colour", config.part_colour, value))

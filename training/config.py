@@ -297,6 +297,9 @@ class TrainConfig:
     checkpointing: bool = (
         False  # the generator's step recomputes super-resolution and discriminators backwards
     )
+    ray_chunk: int = (
+        0  # rays of a pass that are evaluated at once, and again for the gradients; 0: all, and only once
+    )
     batch_per_pass: int = 0  # images per forward pass and process (gradients accumulate); 0: all at once
     lr_generator: float = 0.0025
     lr_discriminator: float = 0.002
@@ -316,6 +319,7 @@ class TrainConfig:
         check_least(self, 1, "batch")
         counts = (
             "kimg",
+            "ray_chunk",
             "batch_per_pass",
             "lr_generator",
             "lr_discriminator",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from datasets.masked_images import Batch
 from dnnlib.errors import UserError
 from torch_utils import distributed
-from training import losses
+from training import losses, recompute
 from training.config import LossConfig, TrainConfig
 from training.curves import Curves
 from training.field import Field, sdf_gradient
@@ -162,8 +162,12 @@ def passes(count: int, per_pass: int) -> Iterator[tuple[slice, float]]:
         yield slice(start, stop), (stop - start) / count
 
 
-def geometry_terms(config: LossConfig, field: Field, samples: RaySamples) -> list[Term]:
-    """The losses on the samples of the rays that keep the signed distances what they claim to be."""
+def geometry_terms(config: LossConfig, field: Field, samples: RaySamples, ray_chunk: int = 0) -> list[Term]:
+    """The losses on the samples of the rays that keep the signed distances what they claim to be.
+
+    ``ray_chunk``: the distances' gradients are taken for so many rays at a time, and once more backwards;
+    0: for all at once.
+    """
     terms = []
     if config.eikonal:
         gradient = samples.gradient
@@ -172,7 +176,7 @@ def geometry_terms(config: LossConfig, field: Field, samples: RaySamples) -> lis
             count = max(1, round(config.eikonal_fraction * points.shape[1]))
             if count < points.shape[1]:
                 points = points[:, torch.randperm(points.shape[1], device=points.device)[:count]]
-            gradient = sdf_gradient(field, points, create_graph=True)
+            gradient = _sdf_gradients(field, points, ray_chunk * samples.depth.shape[-1])
         terms.append(Term("shape/eikonal", config.eikonal, losses.eikonal(gradient)))
     if config.minimal_surface:
         terms.append(
@@ -185,6 +189,15 @@ def geometry_terms(config: LossConfig, field: Field, samples: RaySamples) -> lis
         value = losses.density_consistency(samples.density, field.density(samples.part_sdf))
         terms.append(Term("shape/density_consistency", config.density_consistency, value))
     return terms
+
+
+def _sdf_gradients(field: Field, points: Tensor, chunk: int) -> Tensor:
+    """Differentiable gradients at points (N, M, 3), ``chunk`` of these N M points at a time; 0: all."""
+    step = max(1, chunk // len(points))
+    if chunk == 0 or step >= points.shape[1]:
+        return sdf_gradient(field, points, create_graph=True)
+    pieces = (recompute.call(sdf_gradient, field, piece, True, again=True) for piece in points.split(step, 1))
+    return torch.cat(list(pieces), dim=1)
 
 
 class SpherePhase:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 Result = TypeVar("Result")
 
 
-def call(module: nn.Module, *inputs, again: bool, **options) -> Result:
-    """``module(*inputs, **options)``; with ``again`` only its inputs are kept for the backward pass.
+def call(function: Callable[..., Result], *inputs, again: bool, **options) -> Result:
+    """``function(*inputs, **options)``; with ``again`` only its inputs are kept for the backward pass.
 
-    The module must draw no random numbers, which would not be the same again.
+    The function, a module perhaps, must draw no random numbers, which would not be the same again.
     """
     if not again:
-        return module(*inputs, **options)
-    return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
+        return function(*inputs, **options)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, **options)

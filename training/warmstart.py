@@ -108,7 +108,8 @@ class WarmStartPhase:
 
     def _terms(self, batch: Batch, conditioning: Tensor, raw_resolution: int) -> list[Term]:
         field, rendering, _, terms = self._reconstructed(batch, conditioning, raw_resolution, learning=True)
-        return terms + geometry_terms(self.context.config.loss, field, rendering.samples)
+        config = self.context.config
+        return terms + geometry_terms(config.loss, field, rendering.samples, config.ray_chunk)
 
     def _reconstructed(
         self, batch: Batch, conditioning: Tensor, raw_resolution: int, learning: bool = False
@@ -121,7 +122,12 @@ class WarmStartPhase:
         field = generator.field(generator.planes(ws, noise_mode="random"))
         want = Want(samples=learning, normals=self.config.normals > 0)
         rendering = generator.synthesise(
-            ws, batch.camera, field=field, raw_resolution=raw_resolution, want=want
+            ws,
+            batch.camera,
+            field=field,
+            raw_resolution=raw_resolution,
+            want=want,
+            chunk=self.context.config.ray_chunk or None,
         )
         return field, rendering, posterior, self.reconstruction.terms(rendering, posterior, batch)
 

@@ -57,6 +57,29 @@ def test_super_resolutions_keep_their_inputs_only(mask):
     assert kept(want=want, checkpointing=True) < kept(want=want) / 10
 
 
+def test_a_chunked_generator_step_keeps_less_and_learns_the_same(tiny):
+    config = tiny("checkpointing=true", "loss.part_colour=0")
+    models = build_models(config, torch.device("cpu"))
+    size = config.generator
+    rays = size.raw_resolution**2 * config.batch
+    now = moment(config.schedule, 100_000, config.batch)
+    scenes = draw_scenes(size.z_dim, frontal_camera().expand(config.batch, -1), now.swap_probability)
+    parameters = [x for network in models.named().values() for x in network.parameters()]
+    kept, gradients = [], []
+    for chunk in (0, rays // 4):  # rays of all pictures together
+        chunked = replace(config, ray_chunk=chunk)
+        context = Context(chunked, models, Curves(), FiniteGuard(1), torch.device("cpu"))
+        phase = AdversarialPhase(context)
+        torch.manual_seed(1)
+        models.generator.zero_grad()
+        with phase.frozen_judges():
+            kept.append(kept_bytes(lambda phase=phase: phase.generator_gradients(scenes, now), parameters))
+        gradients.append([x.grad for x in models.generator.parameters() if x.grad is not None])
+    assert kept[1] < kept[0]
+    # Sums over samples are added up in another order; gradients of the planes are sums of thousands.
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
 @pytest.fixture
 def phases(tiny):
     """A phase whose generator step recomputes nothing, and one that recomputes, of the same networks."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from torch_utils.ops import march_rays as marching
+from training import recompute
 from training.field import Field, sdf_gradient
 from training.rendering import sampling
 
@@ -98,10 +98,7 @@ def render(
         some = slice(start, start + step)
         drawn = offsets[:, some], [u[:, some] for u in quantiles]
         arguments = (field, proposals, origins[:, some], directions[:, some], drawn, options)
-        if step < rays and torch.is_grad_enabled():
-            pieces.append(checkpoint(_render_rays, *arguments, use_reentrant=False, preserve_rng_state=False))
-        else:
-            pieces.append(_render_rays(*arguments))
+        pieces.append(recompute.call(_render_rays, *arguments, again=step < rays and torch.is_grad_enabled()))
     nearest = torch.stack([span[0] for _, span in pieces]).amin()
     furthest = torch.stack([span[1] for _, span in pieces]).amax()
     return _clamp_depths(_join_chunks([piece for piece, _ in pieces]), nearest, furthest)
