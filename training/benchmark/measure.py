@@ -24,7 +24,6 @@ from torch.utils.flop_counter import flop_registry
 from torch_utils import extension
 from torch_utils.device import peak_memory_mb, reset_peak_memory
 from training import recompute
-from training.rendering import renderer
 
 T = TypeVar("T")
 
@@ -248,7 +247,6 @@ def flops(work: Callable[[], object]) -> int:
     with (
         torch.compiler.set_stance("force_eager"),
         patch.dict(extension.AUTO, clear=True),
-        patch.object(renderer, "checkpoint", counted_once),
         patch.object(recompute, "checkpoint", counted_once),
         counter,
     ):
