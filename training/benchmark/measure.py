@@ -8,7 +8,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -243,7 +243,7 @@ def flops(work: Callable[[], object]) -> int:
     an operation computes again in its own backward pass (the hidden layer of ``fused_mlp``) does.
     """
     counter = _Counter()
-    counted_once = partial(checkpoint, context_fn=lambda: (nullcontext(), counter.paused()))
+    counted_once = partial(checkpoint, context_fn=lambda: (nullcontext(), _Pause(counter)))
     with (
         torch.compiler.set_stance("force_eager"),
         patch.dict(extension.AUTO, clear=True),
@@ -254,23 +254,29 @@ def flops(work: Callable[[], object]) -> int:
     return counter.total
 
 
+class _Pause:
+    """No counting. A checkpoint enters the same one again where a derivative inside of it, and then the
+    backward pass, each ask for what it did not keep."""
+
+    def __init__(self, counter: _Counter) -> None:
+        self.counter = counter
+
+    def __enter__(self) -> None:
+        self.counter.pauses += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.counter.pauses -= 1
+
+
 class _Counter(TorchDispatchMode):
     """Adds up by torch's own formulas. (Its FlopCounterMode also follows modules, which a second derivative
     inside of a module upsets.)"""
 
     total = 0
-    counts = True
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        self.counts = False
-        try:
-            yield
-        finally:
-            self.counts = True
+    pauses = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if self.counts and func._overloadpacket in flop_registry:
+        if not self.pauses and func._overloadpacket in flop_registry:
             self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
         return result

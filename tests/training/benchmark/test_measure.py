@@ -23,7 +23,7 @@ from training.benchmark.measure import (
     repeat,
     repeat_in_turns,
 )
-from training.generator import Generator
+from training.generator import Generator, Want
 from training.rendering.cameras import frontal_camera
 
 
@@ -90,6 +90,20 @@ def test_flops_of_a_view_do_not_depend_on_the_chunk():
 
     def step(chunk):
         generator.synthesise(ws, camera, deterministic=True, chunk=chunk).image_raw.sum().backward()
+
+    assert flops(lambda: step(16)) == flops(lambda: step(None))
+
+
+def test_flops_of_normals_do_not_depend_on_the_chunk():
+    """A derivative inside of a chunk asks for what that did not keep, and so does the backward pass."""
+    generator = Generator(TINY_GENERATOR)
+    camera = frontal_camera()
+    planes = generator.planes(generator.map(torch.randn(1, 8), camera).detach())
+    want = Want(image=False, mask=False, normals=True)
+
+    def step(chunk):
+        view = generator.synthesise(None, camera, planes=planes, want=want, deterministic=True, chunk=chunk)
+        view.normals.sum().backward(retain_graph=True)
 
     assert flops(lambda: step(16)) == flops(lambda: step(None))
 
