@@ -105,7 +105,8 @@ class EditOptimiser:
         self.random = torch.Generator().manual_seed(settings.seed)
         with torch.no_grad():
             self.prompts = _embed(prior, prompt, source_prompt)
-            self.views = source_views(source, prior, request, settings)
+            sentences = self.prompts[0].edited, self.prompts[0].source
+            self.views = source_views(source, prior, request, settings, sentences)
             self.clip = clip if settings.weights.clip else None
             self.words = None if self.clip is None else self.clip.encode_texts([source_prompt, prompt])
             depth = source.render(request.camera, Want(image=False, mask=False), deterministic=True).depth[

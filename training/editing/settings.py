@@ -69,6 +69,9 @@ class EditSettings:
     geometry_every: int = 2  # normal maps are distilled, and the eikonal term taken, in every second step
     region_every: int = 20  # steps after which the region is renewed
     update_condition: bool = True  # views' mask conditions follow the model, M's own apart; else the source's
+    relevance: float = (
+        0.4  # without repainted pixels, where the sentences differ by this share of their most; 0: everywhere
+    )
     proposals: str = (
         "blend"  # whose surfaces draw importance samples: 'blend', 'frozen', 'union' of both models
     )
@@ -93,5 +96,7 @@ class EditSettings:
                 f"first_timestep and last_timestep are {self.first_timestep} and {self.last_timestep}; they "
                 "are shares of the diffusion steps, from 1 down to 0"
             )
+        if not 0 <= self.relevance <= 1:
+            raise UserError(f"relevance is {self.relevance}; it is a share, from 0 to 1")
         if self.proposals not in PROPOSALS:
             raise UserError(f"proposals '{self.proposals}': {did_you_mean(self.proposals, PROPOSALS)}")

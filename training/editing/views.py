@@ -11,6 +11,7 @@ from torch import Tensor
 from datasets.labels import LabelSet, label_set
 from training.distillation import NoisePredictor
 from training.editing.region import EditRequest, RegionSettings, dilate, footprint_dilation, in_classes
+from training.editing.relevance import concerned, relevance
 from training.editing.settings import EditSettings
 from training.generator import Want
 from training.scene import Scene, camera_at, class_map, normal_picture
@@ -37,15 +38,27 @@ class View:
     source_condition: Tensor | None  # (1, 3, S, S); None where the prior sees no masks
     condition: Tensor | None  # the same of the requested mask, or of the edited model's own
     footprint: Tensor  # (1, H, W) bool: where the edit may show, dilated
+    concerned: Tensor | None = None  # (1, H, W) bool: what the sentence is about; None: the mask says it
 
 
 @torch.no_grad()
-def source_views(source: Scene, prior: EditPrior, request: EditRequest, settings: EditSettings) -> list[View]:
-    """M's camera first, then the fixed ones of the settings; their condition is the source's mask so far."""
+def source_views(
+    source: Scene,
+    prior: EditPrior,
+    request: EditRequest,
+    settings: EditSettings,
+    sentences: tuple[Tensor, Tensor],
+) -> list[View]:
+    """M's camera first, then the fixed ones of the settings; their condition is the source's mask so far.
+
+    ``sentences``: embedded (1, L, D), of the edited portrait and of the source.
+    """
     labels = label_set(source.generator.config.labels)
     yaw, pitch = torch.tensor(settings.views).reshape(-1, 2).T
     cameras = torch.cat([request.camera, camera_at(source.generator, yaw, pitch)])
     views = []
+    random = torch.Generator().manual_seed(settings.seed)
+    spoken = settings.relevance > 0 and not request.changed.any()
     for index, camera in enumerate(cameras.split(1)):
         rendering = source.render(camera, Want(normals=True), deterministic=True)
         classes = class_map(rendering) if index else request.rendered[None]
@@ -68,8 +81,25 @@ def source_views(source: Scene, prior: EditPrior, request: EditRequest, settings
                 condition=prior.condition(request.requested[None], labels),
                 footprint=dilate(request.footprint, pixels)[None],
             )
+        if spoken:
+            view = _narrowed(view, prior, settings, sentences, random)
         views.append(view)
     return views
+
+
+def _narrowed(
+    view: View,
+    prior: EditPrior,
+    settings: EditSettings,
+    sentences: tuple[Tensor, Tensor],
+    random: torch.Generator,
+) -> View:
+    """The view with a footprint that holds no more than what the sentences differ about."""
+    found = relevance(prior, view.source_latents, view.source_condition, *sentences, random)
+    side = view.footprint.shape[-1]
+    near = concerned(found, settings.relevance, view.footprint.shape[-2:])
+    near = dilate(near, footprint_dilation(settings.region, side))[None]
+    return replace(view, footprint=view.footprint & near, concerned=near)
 
 
 def renewed(
@@ -87,6 +117,8 @@ def renewed(
     """
     condition = prior.condition(classes, labels) if settings.update_condition else view.condition
     footprint = _footprint(view.source_classes, classes, request, settings.region)
+    if view.concerned is not None:
+        footprint = footprint & view.concerned
     return replace(view, condition=condition, footprint=footprint)
 
 
