@@ -1,6 +1,6 @@
 """Where two sentences differ about a picture, as the prior sees it.
 
-    r(x) = mean over t and noise of |e(z_t, y, m) - e(z_t, y', m)|(x), blurred, as a share of its maximum
+    r(x) = mean over t and noise of |e(z_t, y, m) - e(z_t, y', m)|(x), blurred
 
 An edit that repaints nothing says *what* shall change by its classes, and *where* by its sentence alone: of
 "a person with a beard" the chin is concerned, not all of the skin. The difference of the noise predictions
@@ -29,7 +29,7 @@ def relevance(
     source: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """(1, 1, h, w) in [0, 1] for the latents (1, C, h, w) of a picture; 1 everywhere if nothing differs.
+    """r of the latents (1, C, h, w) of a picture: (1, 1, h, w), not negative.
 
     condition: (1, 3, S, S) of its mask, or None. edited, source: the embedded sentences (1, L, D).
     generator: source of the noise, on the CPU.
@@ -47,12 +47,15 @@ def relevance(
             guidance_scale=1.0,
             negative=source.expand(_DRAWS, -1, -1),
         )
-        total += (seen.conditional - seen.unconditional).abs().mean((0, 1))
-    blurred = functional.avg_pool2d(total, _BLUR, stride=1, padding=_BLUR // 2, count_include_pad=False)
-    most = blurred.amax()
-    return blurred / most if most > 0 else torch.ones_like(blurred)
+        total += (seen.conditional - seen.unconditional).abs().mean(1).sum(0)
+    mean = total / (len(_LEVELS) * _DRAWS)
+    return functional.avg_pool2d(mean, _BLUR, stride=1, padding=_BLUR // 2, count_include_pad=False)
 
 
-def concerned(relevance_map: Tensor, least: float, size: tuple[int, int] | torch.Size) -> Tensor:
-    """(H, W) bool: the pixels of a picture of that size where the map (1, 1, h, w) is ``least`` or more."""
-    return functional.interpolate(relevance_map, size=size, mode="bilinear")[0, 0] >= least
+def concerned(found: Tensor, share: float, within: Tensor) -> Tensor:
+    """(H, W) bool: where :func:`relevance` is at least a share of its most ``within`` (H, W) bool pixels.
+
+    What else the sentences differ about, outside of these, does not count: something in them is meant.
+    """
+    pixels = functional.interpolate(found, size=within.shape, mode="bilinear")[0, 0]
+    return pixels >= share * pixels.where(within, 0.0).amax()

@@ -96,9 +96,8 @@ def _narrowed(
 ) -> View:
     """The view with a footprint that holds no more than what the sentences differ about."""
     found = relevance(prior, view.source_latents, view.source_condition, *sentences, random)
-    side = view.footprint.shape[-1]
-    near = concerned(found, settings.relevance, view.footprint.shape[-2:])
-    near = dilate(near, footprint_dilation(settings.region, side))[None]
+    near = concerned(found, settings.relevance, view.footprint[0])
+    near = dilate(near, footprint_dilation(settings.region, near.shape[-1]))[None]
     return replace(view, footprint=view.footprint & near, concerned=near)
 
 

@@ -37,14 +37,26 @@ class LocalPrior(FakePrior):
 def test_relevance_is_where_the_predictions_differ() -> None:
     latents, random = torch.randn(1, 3, 5, 5), torch.Generator().manual_seed(0)
     found = relevance(LocalPrior(), latents, None, *WORDS, random)
-    assert found.shape == (1, 1, 5, 5) and found.max() == 1
-    assert found[..., :2, :2].all() and found.count_nonzero() == 4  # as far as it is blurred
-    assert concerned(found, 0.3, (10, 10)).sum() < concerned(found, 0.1, (10, 10)).sum() < 50
+    # as far as it is blurred: means over the 4, 6, 6 and 9 pixels beside each of them
+    expected = torch.zeros(1, 1, 5, 5)
+    expected[..., :2, :2] = torch.tensor([[1 / 4, 1 / 6], [1 / 6, 1 / 9]])
+    torch.testing.assert_close(found, expected)
+    everywhere = torch.ones(10, 10, dtype=torch.bool)
+    assert concerned(found, 0.8, everywhere).sum() < concerned(found, 0.3, everywhere).sum() < 25
+
+
+def test_what_is_concerned_lies_within_what_may_change() -> None:
+    found = torch.zeros(1, 1, 4, 4)
+    found[..., 0, 0], found[..., 3, 3] = 1.0, 0.1  # most of the difference is elsewhere
+    within = torch.zeros(4, 4, dtype=torch.bool)
+    within[2:, 2:] = True
+    assert (concerned(found, 0.4, within) & within).nonzero().tolist() == [[3, 3]]
 
 
 def test_sentences_that_do_not_differ_say_nothing() -> None:
     random = torch.Generator().manual_seed(0)
-    assert (relevance(LocalPrior(), torch.randn(1, 3, 4, 4), None, WORDS[0], WORDS[0], random) == 1).all()
+    found = relevance(LocalPrior(), torch.randn(1, 3, 4, 4), None, WORDS[0], WORDS[0], random)
+    assert not found.any() and concerned(found, 0.4, torch.ones(8, 8, dtype=torch.bool)).all()
 
 
 @pytest.fixture
