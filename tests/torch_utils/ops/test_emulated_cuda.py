@@ -1,21 +1,31 @@
-"""The CUDA kernels themselves, run by threads of the CPU, against the CPU's native operations.
-
-There is no GPU where this project is tested, so the kernels are compiled as C++, with a header that stands
-for CUDA's (emulated/cuda_runtime.h): threads, barriers, shared memory and atomics are real, only slow.
-"""
+"""The CUDA kernels themselves, run by threads of the CPU (see emulator.py), against native CPU operations."""
 
 from __future__ import annotations
 
 import ctypes
-import re
-import shutil
-import subprocess
-from ctypes import c_bool, c_char_p, c_double, c_float, c_int, c_int64, c_void_p
-from pathlib import Path
+from ctypes import c_char_p, c_double, c_float, c_int, c_int64
 
 import pytest
 import torch
 
+from tests.torch_utils.ops.emulator import (
+    NUMBERS,
+    WIDTHS,
+    Axis,
+    Marched,
+    Mlp,
+    Partial,
+    RayGradients,
+    Rows,
+    Upfirdn,
+    bias_act_structure,
+    blocks_from,
+    call,
+    compiled,
+    corners_structure,
+    pointers,
+    rays_structure,
+)
 from torch_utils import extension
 from torch_utils.ops import fused_mlp as _mlp  # noqa: F401 (defines the operations)
 from torch_utils.ops import triplane_sample as _sample  # noqa: F401
@@ -24,203 +34,6 @@ from torch_utils.ops.march_rays import MARCHING, march_rays, unsorted_weights
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
 CPU = torch.device("cpu")
-NUMBERS = {torch.float32: ("float", c_float), torch.float64: ("double", c_double)}
-LAUNCH = re.compile(r"([\w:]+(?:<[^<>]*>)?)<<<(.*?)>>>\((.*?)\);")
-
-
-def structure(name, **members):
-    return type(name, (ctypes.Structure,), {"_fields_": list(members.items())})
-
-
-Mlp = structure(
-    "Mlp",
-    **dict.fromkeys(("points", "channels", "heads", "width", "outputs"), c_int64),
-    **dict.fromkeys(("x", "weight1", "bias1", "weight2", "bias2", "grad", "direction"), c_void_p),
-    **dict.fromkeys(("y", "to_x", "to_weight1", "to_bias1", "to_weight2"), c_void_p),
-)
-Partial = structure("Partial", slabs=c_int64, **dict.fromkeys(("weight1", "bias1", "weight2"), c_void_p))
-Rows = structure(
-    "Rows",
-    **dict.fromkeys(("points", "planes", "channels", "pitch"), c_int64),
-    cells=c_void_p,
-    weight=c_void_p,
-)
-
-Axis = structure("Axis", **dict.fromkeys(("in_", "out", "up", "down", "before", "taps"), c_int64))
-Upfirdn = structure(
-    "Upfirdn",
-    **dict.fromkeys(("x", "f", "y"), c_void_p),
-    **dict.fromkeys(("outer", "inner"), c_int64),
-    **dict.fromkeys(("rows", "columns"), Axis),
-)
-# C++ name, and the tolerance of results of about 1
-WIDTHS = {
-    torch.float32: ("float", 1e-5),
-    torch.float64: ("double", 1e-12),
-    torch.float16: ("half", 4e-3),
-    torch.bfloat16: ("brain", 3e-2),
-}
-
-
-def bias_act_structure(number):
-    return structure(
-        "BiasAct",
-        **dict.fromkeys(("x", "bias", "factor", "spread", "y"), c_void_p),
-        **dict.fromkeys(("outer", "channels", "step"), c_int64),
-        **dict.fromkeys(("alpha", "gain", "clamp"), number),
-    )
-
-
-def corners_structure(number):
-    projection = structure(
-        "Projection",
-        planes=c_int,
-        axes=c_int * 8,
-        **dict.fromkeys(("height", "width", "points_per_scene"), c_int64),
-        **dict.fromkeys(("per_unit_x", "per_unit_y", "scale"), number),
-    )
-    pointers = dict.fromkeys(("points", "direction", "by_weight", "cells", "weight", "by_points"), c_void_p)
-    return structure("Corners", wanted=c_int, to=projection, count=c_int64, **pointers)
-
-
-def rays_structure(number):
-    return structure(
-        "Rays",
-        **dict.fromkeys(("rays", "samples", "features", "parts"), c_int64),
-        published=c_bool,
-        sharpness=number,
-        **dict.fromkeys(("density", "depth", "colour", "part_sdf", "normal"), c_void_p),
-    )
-
-
-Marched = structure(
-    "Marched", **dict.fromkeys(("colour", "depth", "weight", "mask", "normal", "weights"), c_void_p)
-)
-RayGradients = structure(
-    "RayGradients",
-    **dict.fromkeys(("weights", "by_colour", "by_depth", "by_weight", "by_mask", "by_normal"), c_void_p),
-    **dict.fromkeys(("density", "colour", "part_sdf", "normal"), c_void_p),
-)
-
-
-def compiled(name, folder, wrappers, replacements=()):
-    """ops/src/NAME.cu as a library for the CPU, with C functions around its entry points; each key of
-    ``replacements`` is replaced there."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("there is no g++")
-    kernels = (extension.SOURCES / f"{name}.cu").read_text()
-    for old, new in dict(replacements).items():
-        assert kernels.count(old) == 1
-        kernels = kernels.replace(old, new)
-    kernels = LAUNCH.sub(r"run_blocks(\2, [&] { \1(\3); });", kernels)
-    assert "<<<" not in kernels
-    source, library = folder / f"{name}.cpp", folder / f"{name}.so"
-    source.write_text(f"{kernels}\nusing namespace mate3d;\n{wrappers}")
-    includes = [f"-I{Path(__file__).parent / 'emulated'}", f"-I{extension.SOURCES}"]
-    flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-w"]
-    subprocess.run([compiler, *flags, *includes, str(source), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
-
-
-@pytest.fixture(scope="module")
-def mlp(tmp_path_factory):
-    wrappers = "".join(
-        f'extern "C" const char* mlp_{number}(int order, const MlpArguments<{number}>* a, '
-        f"const MlpPartial<{number}>* p) {{ return mlp_cuda(order, *a, *p, nullptr); }}\n"
-        for number in ("float", "double")
-    )
-    return compiled("fused_mlp", tmp_path_factory.mktemp("mlp"), wrappers)
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory):
-    wrappers = "".join(
-        f"""extern "C" {{
-const char* corners_{n}(const CornerArguments<{n}>* a) {{ return corners_cuda(*a, nullptr); }}
-const char* gather_{n}(const Rows<{n}>* r, const {n}* a, {n}* b) {{ return gather_cuda(*r, a, b, nullptr); }}
-const char* scatter_{n}(const Rows<{n}>* r, const {n}* a, {n}* b) {{
-  return scatter_cuda(*r, a, b, nullptr);
-}}
-const char* dot_{n}(const Rows<{n}>* r, const {n}* a, const {n}* b, {n}* c) {{
-  return dot_cuda(*r, a, b, c, nullptr);
-}}
-}}
-"""
-        for n in ("float", "double")
-    )
-    return compiled("triplane_sample", tmp_path_factory.mktemp("sample"), wrappers)
-
-
-@pytest.fixture(scope="module")
-def march(tmp_path_factory):
-    """As it is but for the most blocks that it starts: two, since an emulator has no time for 65537."""
-    wrappers = "".join(
-        f"""extern "C" {{
-const char* march_{n}(const Rays<{n}>* rays, const Marched<{n}>* out) {{
-  return march_rays_cuda(*rays, *out, nullptr);
-}}
-const char* gradient_{n}(const Rays<{n}>* rays, const RayGradients<{n}>* out) {{
-  return march_rays_gradient_cuda(*rays, *out, nullptr);
-}}
-}}
-"""
-        for n in ("float", "double")
-    )
-    replacements = {
-        "extern __shared__ double memory[];": "static double memory[48 * 1024 / sizeof(double)];",
-        "rays.rays < 65536 ? rays.rays : 65536": "rays.rays < 2 ? rays.rays : 2",
-    }
-    return compiled("march_rays", tmp_path_factory.mktemp("march"), wrappers, replacements)
-
-
-@pytest.fixture(scope="module")
-def act(tmp_path_factory):
-    wrappers = "".join(
-        f"""extern "C" const char* act_{name}(int act, int wanted, const BiasActArguments<{kinds}>* a) {{
-  return bias_act_cuda(Activation(act), Wanted(wanted), *a{brain}, nullptr);
-}}
-"""
-        for name, kinds, brain in KINDS
-    )
-    wrappers += """extern "C" int64_t divided(int64_t number, int64_t by, int64_t largest) {
-  return Division(by, largest)(number);
-}
-"""
-    return compiled("bias_act", tmp_path_factory.mktemp("act"), wrappers)
-
-
-@pytest.fixture(scope="module")
-def filters(tmp_path_factory):
-    wrappers = "".join(
-        f"""extern "C" const char* filter_{name}(const UpfirdnArguments<{kinds}>* a) {{
-  return upfirdn2d_cuda(*a{brain}, nullptr);
-}}
-"""
-        for name, kinds, brain in KINDS
-    )
-    return compiled("upfirdn2d", tmp_path_factory.mktemp("filters"), wrappers)
-
-
-KINDS = (
-    ("float", "float, float", ""),
-    ("double", "double, double", ""),
-    ("half", "uint16_t, float", ", false"),
-    ("brain", "uint16_t, float", ", true"),
-)
-
-
-def call(function, *arguments):
-    function.restype = c_char_p
-    given = [
-        ctypes.byref(each) if isinstance(each, ctypes.Structure) else c_void_p(each) for each in arguments
-    ]
-    problem = function(*given)
-    assert problem is None, problem
-
-
-def pointers(**tensors):
-    return {name: tensor.data_ptr() for name, tensor in tensors.items()}
 
 
 @pytest.mark.parametrize("dtype", NUMBERS)
@@ -331,7 +144,8 @@ def run_march(march, inputs, outputs, marching, *, gradient=False):
         rays, samples, features, parts, marching == "published", 3.0, **pointers(**inputs)
     )
     out = (RayGradients if gradient else Marched)(**pointers(**outputs))
-    call(getattr(march, f"{'gradient' if gradient else 'march'}_{name}"), given, out)
+    with blocks_from(march, 0, most=2):
+        call(getattr(march, f"{'gradient' if gradient else 'march'}_{name}"), given, out)
 
 
 def undefined_like(tensors, dtype):
