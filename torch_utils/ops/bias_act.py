@@ -62,9 +62,10 @@ def bias_act(
     """Adds a bias along ``dim``, applies an activation, scales, clamps. Differentiable to second order.
 
     x: any shape; bias: (x.shape[dim],) or None. ``alpha`` (slope of lrelu below zero) and ``gain`` default to
-    the activation's own; ``clamp`` bounds the absolute value of the result. ``overwrite``: the caller needs x
-    no more, so where no gradient needs it either its memory may take the result, which saves a large tensor's
-    page faults. ``impl`` is 'auto', 'reference' or 'native'.
+    the activation's own; ``clamp`` bounds the absolute value of the result. ``overwrite``: neither the caller
+    nor the gradient of what made x needs it any more (a convolution's and a sum's do not; torch raises where
+    one does), so its memory may take the result, which saves a large tensor's page faults. ``impl`` is 'auto',
+    'reference' or 'native'.
     """
     if act not in ACTIVATIONS:
         raise ValueError(f"act is '{act}'; it must be one of {', '.join(ACTIVATIONS)}")
@@ -76,17 +77,25 @@ def bias_act(
     if bias is not None and not -x.ndim <= dim < x.ndim:
         raise IndexError(f"dim is {dim}, of a tensor with {x.ndim} dimensions")
     supported = x.dtype in NATIVE_TYPES.get(x.device.type, ()) and x.ndim > 0
-    differentiated = x.requires_grad or (bias is not None and bias.requires_grad)
-    overwrite = overwrite and not (differentiated and torch.is_grad_enabled())
+    differentiated = torch.is_grad_enabled() and (
+        x.requires_grad or (bias is not None and bias.requires_grad)
+    )
+    settings = (dim % x.ndim if x.ndim else 0, list(ACTIVATIONS).index(act), alpha, gain, clamp)
+    overwrite = overwrite and _dense(x)
+    if overwrite and differentiated:
+        # The gradient is read off the value, and torch lets an operation write over what another one made.
+        made = x.grad_fn is not None and not x._is_view()
+        overwrite = made and _told_by_value(*settings[1:4]) and not torch.compiler.is_compiling()
     # An addition alone is one pass already, and its gradient is the very one that comes in.
     if act == "linear" and gain == 1 and clamp is None and impl == "auto":
-        if overwrite and bias is not None and _dense(x):
+        if overwrite and bias is not None:
             return x.add_(_along(bias.to(x.dtype), dim % x.ndim, x))
         impl = "reference"
     if supported and extension.use_native("bias_act", impl, x.device, x.numel()):
         bias = None if bias is None else bias.to(x.dtype)
-        settings = (dim % x.ndim, list(ACTIVATIONS).index(act), alpha, gain, clamp)
-        if overwrite and _dense(x):
+        if overwrite and differentiated:
+            return _Overwriting.apply(x, bias, *settings)
+        if overwrite:
             _value_in_place(x, bias, *settings)
             return x
         return _value(x, bias, *settings)
@@ -140,6 +149,19 @@ def _value_backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]
     wanted = _FIRST_OF_VALUE if ctx.from_value else _FIRST
     to_x, to_bias = _gradient(grad, None, *ctx.saved_tensors, dim, act, wanted, alpha, gain, clamp, by_bias)
     return to_x, to_bias if by_bias else None, None, None, None, None, None
+
+
+class _Overwriting(torch.autograd.Function):
+    """``_value_in_place`` with its gradient, which torch.library gives no operation that changes arguments."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, bias: Tensor | None, *settings: int | float | None) -> Tensor:
+        _value_in_place(x, bias, *settings)
+        ctx.mark_dirty(x)
+        _keep_for_value(ctx, (None, None, *settings), x)
+        return x
+
+    backward = staticmethod(_value_backward)
 
 
 def _keep_for_gradient(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

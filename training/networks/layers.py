@@ -143,7 +143,7 @@ def modulated_conv2d(
             )
         y = conv2d_up2(y, weight.flip((2, 3)), resample_filter)  # a transposed convolution flips: undo that
     if scale is None:
-        return y if noise is None else y + noise.to(x.dtype)
+        return y if noise is None else y.add_(noise.to(x.dtype))  # in what the convolution has just made
     return y * scale if noise is None else torch.addcmul(noise.to(x.dtype), y, scale)
 
 
