@@ -12,8 +12,9 @@ the edit):
 
 1. *Class*: the class of a point in either generator, the arg-min of its part SDFs, is in E; only near a
    surface (``reach``), because far from every surface the arg-min means nothing. Dilated by ``dilation``. The
-   learned field's classes count up to ``growth`` from where the region began: one learned SDF that drifts
-   down everywhere would otherwise take the whole box.
+   learned field's classes count up to ``growth`` from where the region began, and where they hang together
+   with it: one learned SDF that drifts down everywhere would otherwise take the whole box, or leave specks
+   in the air before the wall.
 2. *Line of sight*: M's camera must not contradict it. A point may change when it projects onto a pixel that
    is in E in the old or the new mask, or was repainted (dilated by ``dilation_pixels``: the edit's
    footprint), or when it is hidden from that camera, behind the old surface by ``hidden_margin`` or out of
@@ -39,7 +40,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, label
 from torch import Tensor
 from torch.nn import functional
 
@@ -221,6 +222,7 @@ class RegionBuilder:
         inside = self.always
         if learned is not None:
             inside = inside | (self._edited(self._look(learned)) & self.reachable)
+            inside = _connected(inside.reshape(self.cube), self.always.reshape(self.cube))
         return Region(inside.reshape(self.cube), self.box_warp)
 
     @torch.no_grad()
@@ -252,6 +254,13 @@ class RegionBuilder:
         closest = distance.new_full((pixels * pixels,), float("inf"))
         closest.scatter_reduce_(0, ray[seen.inside], distance[seen.inside], "amin")
         return distance <= closest[ray] + self.settings.growth * self.box_warp
+
+
+def _connected(voxels: Tensor, seed: Tensor) -> Tensor:
+    """Those of ``voxels`` (D, D, D) that faces of voxels connect with one of ``seed``, a part of them."""
+    labels, _ = label(voxels.cpu().numpy())
+    kept = np.unique(labels[seed.cpu().numpy()])
+    return torch.from_numpy(np.isin(labels, kept[kept > 0])).to(voxels.device)
 
 
 @dataclass(frozen=True)

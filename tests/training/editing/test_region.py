@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -157,6 +159,17 @@ class TestBuilder:
         assert region.contains(torch.tensor([[0.0, 0.0, 0.19]])).tolist() == [False]  # M shows skin here
         assert region.contains(torch.tensor([[0.0, 0.0, 0.28]])).tolist() == [False]  # and looks through this
         assert region.contains(torch.tensor([[0.0, -0.2, -0.19]])).tolist() == [False]  # hidden, but far off
+
+    def test_learned_hair_that_hangs_in_the_air_does_not_count(
+        self, frozen_balls, learned_balls, camera, rendered
+    ) -> None:
+        settings = replace(SETTINGS, reach=0.02)
+        builder = self.builder(frozen_balls, camera, rendered, settings)
+        behind = torch.tensor([[0.0, 0.25, -0.19]])  # the hair, hidden there, ends at -0.1
+        for radius, belongs in ((0.03, False), (0.1, True)):  # apart from what was hair; at one with it
+            learned_balls.centres = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.25, -0.2]])
+            learned_balls.radii = torch.tensor([0.2, radius])
+            assert builder.build(learned_balls).contains(behind).tolist() == [belongs]
 
     def test_the_region_ends_at_the_wall_and_near_the_old_head(self, frozen_balls, camera, rendered) -> None:
         requested = rendered.clone()
