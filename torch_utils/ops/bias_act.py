@@ -64,8 +64,8 @@ def bias_act(
     x: any shape; bias: (x.shape[dim],) or None. ``alpha`` (slope of lrelu below zero) and ``gain`` default to
     the activation's own; ``clamp`` bounds the absolute value of the result. ``overwrite``: neither the caller
     nor the gradient of what made x needs it any more (a convolution's and a sum's do not; torch raises where
-    one does), so its memory may take the result, which saves a large tensor's page faults. ``impl`` is 'auto',
-    'reference' or 'native'.
+    one does), so its memory may take the result, which saves a large tensor's page faults. ``impl`` is
+    'auto', 'reference' or 'native'.
     """
     if act not in ACTIVATIONS:
         raise ValueError(f"act is '{act}'; it must be one of {', '.join(ACTIVATIONS)}")
@@ -84,8 +84,13 @@ def bias_act(
     overwrite = overwrite and _dense(x)
     if overwrite and differentiated:
         # The gradient is read off the value, and torch lets an operation write over what another one made.
-        made = x.grad_fn is not None and not x._is_view()
-        overwrite = made and _told_by_value(*settings[1:4]) and not torch.compiler.is_compiling()
+        # The compiler plans memory itself and could not follow any of this, so it is asked about first.
+        overwrite = (
+            not torch.compiler.is_compiling()
+            and x.grad_fn is not None
+            and not x._is_view()
+            and _told_by_value(*settings[1:4])
+        )
     # An addition alone is one pass already, and its gradient is the very one that comes in.
     if act == "linear" and gain == 1 and clamp is None and impl == "auto":
         if overwrite and bias is not None:
@@ -152,7 +157,7 @@ def _value_backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]
 
 
 class _Overwriting(torch.autograd.Function):
-    """``_value_in_place`` with its gradient, which torch.library gives no operation that changes arguments."""
+    """``_value_in_place`` and its gradient: torch.library gives none to what changes its arguments."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, bias: Tensor | None, *settings: int | float | None) -> Tensor:
