@@ -104,7 +104,9 @@ class Strength:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        self.value.copy_(state["value"])
+        """What 'ada' has found; a fixed strength stays the configuration's, which may have changed."""
+        if self.config.mode == "ada":
+            self.value.copy_(state["value"])
         self._signs.copy_(state["signs"])
         self._images, self._steps = state["images"], state["steps"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -103,13 +103,18 @@ class Updater:
         return self.optimiser.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
-        """What the optimiser remembers; rates and betas stay those of the configuration, which a resumed run
-        may have changed, and so does what depends on the device."""
-        names = ("lr", "betas", "capturable")
-        own = [{name: group[name] for name in names} for group in self.optimiser.param_groups]
-        self.optimiser.load_state_dict(state)
-        for group, options in zip(self.optimiser.param_groups, own, strict=True):
-            group.update(options)
+        """What the optimiser remembers; rates and betas stay those of the configuration, and so does what
+        depends on the device."""
+        load_memory(self.optimiser, state, own=("lr", "betas", "capturable"))
+
+
+def load_memory(optimiser: torch.optim.Optimizer, state: dict, own: Sequence[str]) -> None:
+    """Loads what an optimiser remembered; the options named in ``own`` stay, since a resumed run's
+    configuration may have changed."""
+    kept = [{name: group[name] for name in own} for group in optimiser.param_groups]
+    optimiser.load_state_dict(state)
+    for group, options in zip(optimiser.param_groups, kept, strict=True):
+        group.update(options)
 
 
 @torch.no_grad()

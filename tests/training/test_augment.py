@@ -93,6 +93,13 @@ def test_strength_between_adjustments_survives_its_state():
     assert one.value == other.value > 0
 
 
+def test_a_resumed_run_has_the_fixed_strength_of_its_configuration():
+    for before in (AugmentConfig(mode="none"), AugmentConfig(mode="fixed", strength=0.2)):
+        strength = Strength(AugmentConfig(mode="fixed", strength=0.8), CPU)
+        strength.load_state_dict(Strength(before, CPU).state_dict())
+        assert strength.value.item() == pytest.approx(0.8)
+
+
 def test_fixed_strength_stays():
     strength = Strength(AugmentConfig(mode="fixed", strength=0.3), CPU)
     strength.observe(torch.ones(2, 1))

@@ -22,6 +22,7 @@ from torch_utils import checkpoint
 from training.curves import read_curves
 from training.prior.config import OptimiserConfig
 from training.stopping import StopSignals
+from training.updates import load_memory
 
 STATE_FILE = "state.safetensors"
 CONFIG_FILE = "config.json"
@@ -117,7 +118,7 @@ class StageTrainer:
         try:
             self.live.load_state_dict(state["live"])
             self.average.load_state_dict(state["average"])
-            self.optimiser.load_state_dict(state["optimiser"])
+            load_memory(self.optimiser, state["optimiser"], own=("lr", "betas", "weight_decay"))
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise UserError(f"--resume: the state of {self.name} does not fit: {reason}") from error

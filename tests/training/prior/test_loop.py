@@ -64,6 +64,15 @@ def test_resumed_equals_uninterrupted(tmp_path):
     assert torch.equal(second.average["line"].weight, whole.average["line"].weight)
 
 
+def test_a_resumed_run_has_the_options_of_its_configuration():
+    before, after = make_trainer(), make_trainer()
+    (group,) = after.optimiser.param_groups
+    group.update(betas=(0.5, 0.9), weight_decay=0.5)
+    after.load_state(before.state())
+    (group,) = after.optimiser.param_groups
+    assert group["betas"] == (0.5, 0.9) and group["weight_decay"] == 0.5
+
+
 def test_a_signal_ends_the_run_with_its_state(tmp_path):
     trainer, curves, saved = make_trainer(), Curves(tmp_path / "c.jsonl"), []
 
