@@ -129,6 +129,9 @@ class AdversarialPhase:
                 if self._due(config.loss.density_regularisation_every, config.loss.density_regularisation):
                     others = replace(scenes, z=torch.randn_like(scenes.z))
                     run(which + "density", self._density_step, others)
+            if config.schedule.beta:
+                beta = models.generator.decoder.sigmoid_beta.data
+                beta.copy_(lowered_beta(beta, config.schedule, config.batch))
         reals = real_views(batch.image, batch.mask, config.generator.parts, now.raw_resolution)
         run("discriminators", self._discriminators_step, reals, fakes, batch.camera, now)
         self.strength.advance(config.batch)
@@ -136,9 +139,6 @@ class AdversarialPhase:
             self.parsing.grow(config.batch)
         if self._due(config.loss.r1_every, config.loss.gamma):
             run("r1", self._r1_step, reals, batch.camera, now)
-        if config.schedule.beta:
-            beta = models.generator.decoder.sigmoid_beta.data
-            beta.copy_(lowered_beta(beta, config.schedule, config.batch))
         decay = average_decay(config.ema_kimg, config.ema_rampup, images, config.batch)
         update_average(models.average, models.generator, decay)
         self.steps += 1

@@ -186,6 +186,8 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         check_least(self, 1, "schedule.raw_resolution", "schedule.raw_resolution_final")
         check_least(self, 0, *(f"schedule.{each.name}" for each in fields(self)))
+        if self.beta and not self.beta_kimg:
+            raise UserError("schedule.beta_kimg is 0; beta needs some kimg to fall in")
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,9 @@ def crossed(before: int, after: int, kimg: float) -> bool:
 
 
 def lowered_beta(beta: Tensor, config: ScheduleConfig, batch: int) -> Tensor:
-    """The density's beta one step later: surfaces become sharper, and depth with them, as slowly as colours
-    can follow. It depends on beta alone, so that a run goes on from wherever a warm start left it."""
+    """The density's beta one step of the generator later: surfaces become sharper, and depth with them, as
+    slowly as colours can follow. It depends on beta alone, so that a run goes on from wherever a warm start
+    left it."""
     lower = beta * 0.5 ** (batch / (1000 * config.beta_kimg))
     return torch.minimum(beta, lower.clamp_min(config.beta))
 

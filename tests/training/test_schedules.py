@@ -62,8 +62,9 @@ def test_crossing_a_multiple_of_so_many_kimg():
 
 
 def test_beta_needs_time_to_fall():
-    with pytest.raises(UserError, match="beta_kimg is 0"):
-        WarmStartConfig(beta=0.02, beta_kimg=0)
+    for config in (WarmStartConfig, ScheduleConfig):
+        with pytest.raises(UserError, match="beta_kimg is 0"):
+            config(beta=0.02, beta_kimg=0)
 
 
 def test_beta_is_halved_until_it_is_small_enough_and_never_raised():
