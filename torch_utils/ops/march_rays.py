@@ -158,10 +158,11 @@ def composite(values: Tensor, weights: Tensor) -> Tensor:
 def expected_depth(depth: Tensor, weights: Tensor) -> Tensor:
     """``sum(v z) / sum(v)`` over (..., S) -> (...); infinity where the ray meets nothing at all.
 
-    The division is masked, not repaired afterwards: the gradient is 0, not NaN, where all weights are 0.
+    The division is masked, not repaired afterwards: the gradient is 0, not NaN, where all weights are 0, or
+    so little that its inverse is infinite.
     """
     total = weights.sum(-1)
-    met = total > 0
+    met = total >= torch.finfo(total.dtype).tiny
     mean = (weights * depth).sum(-1) / torch.where(met, total, torch.ones_like(total))
     return torch.where(met, mean, torch.full_like(mean, torch.inf))
 

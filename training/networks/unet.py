@@ -91,7 +91,8 @@ def overlap_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     found = logits.softmax(1)
     both, sums = ((found * wanted).sum((0, 2, 3)), (found + wanted).sum((0, 2, 3)))
     present = wanted.amax((0, 2, 3)) > 0
-    return 1 - (2 * both / sums).sum() / present.sum()  # absent classes have nothing in both
+    # absent classes have nothing in both, and may have nothing in sums either
+    return 1 - (2 * both / sums.clamp_min(torch.finfo(sums.dtype).tiny)).sum() / present.sum()
 
 
 def parsing_loss(logits: Tensor, wanted: Tensor) -> Tensor:

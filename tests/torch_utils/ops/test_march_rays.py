@@ -78,6 +78,14 @@ def test_opaque_rays_sum_to_one():
     assert weights.sum() == pytest.approx(1) and weights[0] == pytest.approx(1)
 
 
+def test_depth_of_next_to_nothing_has_no_infinite_gradient():
+    weights = torch.tensor([[1e-39, 0.0], [2e-38, 0.0]], requires_grad=True)  # of which the first is denormal
+    depth = expected_depth(torch.tensor([[2.0, 3.0]]).expand(2, 2), weights)
+    assert depth.tolist() == [torch.inf, pytest.approx(2)]
+    (gradient,) = torch.autograd.grad(depth, weights, torch.ones(2))
+    assert gradient.isfinite().all()
+
+
 def test_depth_of_nothing_is_infinite_with_a_zero_gradient():
     density = torch.zeros(2, 4, requires_grad=True)
     depth = torch.linspace(1, 2, 4).expand(2, 4)

@@ -28,6 +28,10 @@ def test_overlap_of_sure_answers_is_the_dice_coefficient_of_each_class():
     expected = 1 - (4 / 5 + 2 / 3) / 2
     torch.testing.assert_close(overlap_loss(found * 100, wanted), torch.tensor(expected))
     assert overlap_loss(wanted * 100, wanted).item() < 1e-6
+    # of class 2 not even the smallest probability is left
+    torch.testing.assert_close(
+        overlap_loss(found * 100 + wanted * 300, wanted), overlap_loss(wanted * 100, wanted)
+    )
     entropy = functional.cross_entropy(found, wanted)
     torch.testing.assert_close(parsing_loss(found, wanted), entropy + overlap_loss(found, wanted))
 

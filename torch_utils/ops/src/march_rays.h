@@ -2,6 +2,8 @@
 // alike. Equations: torch_utils/ops/march_rays.py.
 #pragma once
 
+#include <limits>
+
 #include "elementary.h"
 
 namespace mate3d {
@@ -33,17 +35,24 @@ MATE3D_INLINE T half_of_both(T before, T behind) {
   return T(0.5) * (before + behind);
 }
 
-// Where a ray ends, of total = sum(v) and far = sum(v z).
+// Whether a ray of total = sum(v) meets anything: less than this has an infinite inverse.
+template <typename T>
+MATE3D_INLINE bool meets(T total) {
+  constexpr T least = std::numeric_limits<T>::min();  // of full precision
+  return total >= least;
+}
+
+// Where a ray ends, of that and far = sum(v z).
 template <typename T>
 MATE3D_INLINE T mean_depth(T total, T far) {
-  return total > T(0) ? far / total : T(INFINITY);
+  return meets(total) ? far / total : T(INFINITY);
 }
 
 // Derivative, by the weight of a sample at depth z, of what depends on sum(v) and on the mean depth.
 template <typename T>
 struct ByWeight {
   MATE3D_INLINE ByWeight(T by_total, T by_depth, T total, T far)
-      : by_total(by_total), by_depth(total > T(0) ? by_depth / total : T(0)), depth(total > T(0) ? far / total : T(0)) {}
+      : by_total(by_total), by_depth(meets(total) ? by_depth / total : T(0)), depth(meets(total) ? far / total : T(0)) {}
   MATE3D_INLINE T at(T z) const { return by_total + by_depth * (z - depth); }
 
   T by_total, by_depth, depth;
