@@ -139,14 +139,68 @@ def test_mask_discriminator_does_not_teach_the_picture(tiny):
     _, terms = phase._generator_terms(draw_scenes(8, sample_cameras(4), 0.5), now)
     term = next(term for term in terms if term.name == "generator/mask")
     term.value.backward()
-    picture = context.models.generator.superresolution.parameters()
-    mask = context.models.generator.superresolution_semantic.parameters()
-    assert all(p.grad is None or p.grad.abs().max() == 0 for p in picture)
-    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in mask)
+    taught = {
+        name
+        for name, p in context.models.generator.named_parameters()
+        if p.grad is not None and p.grad.abs().max() > 0
+    }
+    assert any(name.startswith("superresolution_semantic.") for name in taught)
+    assert any(name.startswith("decoder.part_shapes") for name in taught)
+    # neither the picture's super-resolution, nor colours through the features that the mask's is shown
+    colours = ("superresolution.", "decoder.texture")
+    assert not {name for name in taught if name.startswith(colours) or "torgb_tex" in name}
+    names = dict(context.models.generator.named_parameters())
+    assert all(
+        any(known in name for name in names) for known in (*colours, "torgb_tex", "decoder.part_shapes")
+    )
+
+
+def test_r1_has_half_of_gamma_for_each_of_the_steps_that_it_stands_for(tiny):
+    context = context_of(tiny("loss.gamma=3", "loss.gamma_mask=0.5", "loss.r1_every=4"))
+    phase = AdversarialPhase(context)
+    reals, camera = random_views(4, 6), sample_cameras(4)
+    phase.r1_gradients(reals, camera, moment(context.config.schedule, 10**6, 4))
+    found = gradients(context)
+
+    image, raw, mask, mask_raw = (x.clone().requires_grad_() for x in vars(reals).values())
+    models = context.models
+    of_image, of_mask = models.discriminator, models.discriminator_mask
+    seen = phase._masked(Views(image, raw, mask, mask_raw))
+    for judge, shown, inputs, gamma in (
+        (of_image, (image, raw), (image, raw), 3.0),
+        (of_mask, seen, (image, raw, mask, mask_raw), 1.5),
+    ):
+        by_input = torch.autograd.grad(judge(*shown, camera).sum(), inputs, create_graph=True)
+        penalty = sum(g.square().sum() for g in by_input) / 4  # the mean of the images
+        (4 * gamma / 2 * penalty).backward()
+    expected = gradients(context)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        scale = gradient.abs().max().item()  # sums in another order: float32 rounding
+        torch.testing.assert_close(found[name], gradient, atol=1e-4 * scale + 1e-9, rtol=1e-3, msg=name)
+
+
+def test_lazy_density_regularisation_weighs_as_much_as_the_steps_that_it_stands_for(tiny):
+    found = []
+    for every in (1, 4):
+        context = context_of(
+            tiny("loss.density_regularisation=0.25", f"loss.density_regularisation_every={every}")
+        )
+        phase = AdversarialPhase(context)
+        torch.manual_seed(5)  # the same points
+        phase.density_gradients(draw_scenes(8, sample_cameras(4), 0.5))
+        value = context.curves.collect()["shape/density_smoothness"]
+        found.append((gradients(context), value))
+    (one, value), (four, same) = found
+    assert value == same > 0
+    for name, gradient in one.items():
+        torch.testing.assert_close(four[name], 4 * gradient, msg=name)
 
 
 def test_generator_waits_for_the_discriminators(tiny, tiny_set):
-    context = context_of(tiny("schedule.generator_delay_kimg=0.004"))
+    context = context_of(
+        tiny("schedule.generator_delay_kimg=0.004", "schedule.beta=0.01", "schedule.beta_kimg=0.01")
+    )
     phase = AdversarialPhase(context)
     data = MaskedImages(tiny_set, None, "catmask-hq", 16)
     batch = collate([data[i] for i in range(4)])

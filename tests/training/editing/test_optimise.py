@@ -85,6 +85,41 @@ def test_rays_in_chunks_take_the_same_step(source, prior, request_, chunk) -> No
     assert (again - ws).norm() < 0.01 * ws.norm()
 
 
+@pytest.mark.parametrize("timestep", [10, 90])
+@pytest.mark.parametrize("every", [1, 3])
+def test_distilled_gradients_have_their_weights(source, prior, request_, timestep, every) -> None:
+    """At the beginning the picture is the source, so of e(z_t, y, m) - e(z'_t, y', m') what the prompts
+    differ about is left: guidance times the prior's red, in the sizes of noise."""
+    edit = optimiser(source, prior, request_, views=((0.3, 0.1),), geometry_every=every)
+    views = edit.views
+    with torch.no_grad():
+        seen = edit.portrait.scene().render(
+            torch.cat([view.camera for view in views]), Want(normals=True), deterministic=True
+        )
+    image, normals = seen.image.clone().requires_grad_(), seen.normals.clone().requires_grad_()
+    seen = dataclasses.replace(seen, image=image, normals=normals)
+    loss, _ = edit._distil(seen, views, timestep)
+    found = torch.autograd.grad(loss, (image, normals))
+
+    alpha = prior.alphas_cumprod[timestep].item()
+    in_noise = (alpha / (1 - alpha)) ** 0.5
+    weight = min(1.0, 1 / in_noise)  # what is large in noise and small in the picture is kept down
+    red = torch.tensor(prior.COLOURS["red"]).view(3, 1, 1)
+    latents = -edit.settings.guidance * in_noise * weight * red
+    footprint = torch.cat([view.footprint for view in views])[:, None].float()
+    latents = latents * torch.nn.functional.adaptive_max_pool2d(footprint, 4)
+    share = edit.settings.weights.geometry
+    count = 4  # pictures: two views of two kinds; of each kind a share of the mean
+    for gradient, part in zip(found, (1 - share, share * every), strict=True):
+        pixels = gradient.shape[-1] // 4  # of a latent, whose mean it is
+        expected = (
+            (latents * part * 2 / count / pixels**2).repeat_interleave(pixels, 2).repeat_interleave(pixels, 3)
+        )
+        if gradient is found[1]:
+            expected = expected * ((1 - seen.mask_raw[:, :1]) / 2).clamp(0, 1)
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
+
+
 def test_the_picture_follows_the_prompt_inside_and_stays_outside(source, prior, request_, camera) -> None:
     weights = EditWeights(distillation=1.0, mask=0.0)
     edit = optimiser(source, prior, request_, steps=25, lr=0.01, guidance=1.0, weights=weights)
