@@ -35,7 +35,14 @@ def load(
     for override in overrides:
         _override(cls, values, override)
     # built once, after all overrides: checks in __post_init__ may concern several fields together
-    return _build(cls, values, cls, "", where)
+    try:
+        return _build(cls, values, cls, "", where)
+    except UserError as error:  # a check begins with the name of its field, which tells where it came from
+        name, _, rest = str(error).removeprefix(f"{where}: ").partition(" ")
+        given = {override.partition("=")[0].strip(): override for override in overrides}
+        if name in given:
+            raise UserError(f"{given[name]}: {name} {rest}") from error
+        raise
 
 
 def check_least(config: Any, least: float, *names: str) -> None:
@@ -45,6 +52,22 @@ def check_least(config: Any, least: float, *names: str) -> None:
         value = getattr(config, name.rpartition(".")[2])
         if value < least:
             raise UserError(f"{name} is {value:g}; it must be {least:g} or more")
+
+
+def check_above(config: Any, bound: float, *names: str) -> None:
+    """As :func:`check_least`, where a field is not greater than ``bound``."""
+    for name in names:
+        value = getattr(config, name.rpartition(".")[2])
+        if value <= bound:
+            raise UserError(f"{name} is {value:g}; it must be above {bound:g}")
+
+
+def check_share(config: Any, *names: str) -> None:
+    """As :func:`check_least`, where a field is not from 0 to 1."""
+    for name in names:
+        value = getattr(config, name.rpartition(".")[2])
+        if not 0 <= value <= 1:
+            raise UserError(f"{name} is {value:g}; it is a share, from 0 to 1")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

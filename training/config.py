@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 
 from datasets.labels import label_set
-from dnnlib.config import check_least
+from dnnlib.config import check_above, check_least, check_share
 from dnnlib.errors import UserError
+from dnnlib.options import LARGEST_SEED
 
 NO_LABELS = "none"  # the ``labels`` of a generator without parts
 
@@ -29,6 +30,14 @@ class CameraConfig:
     near: float = 2.25  # where rays begin, measured from the camera
     far: float = 3.3  # where rays end
     box_warp: float = 1.0  # side of the cube, centred at the origin, that the planes cover
+
+    def __post_init__(self) -> None:
+        check_above(self, 0, *(f"generator.camera.{name}" for name in ("focal", "radius", "box_warp")))
+        check_least(self, 0, "generator.camera.near")
+        if self.near >= self.far:
+            raise UserError(
+                f"generator.camera.near is {self.near:g} and far {self.far:g}: rays begin before they end"
+            )
 
 
 @dataclass(frozen=True)
@@ -76,17 +85,22 @@ class GeneratorConfig:
         side = self.plane_resolution
         if side < 4 or side & (side - 1):
             raise UserError(f"generator.plane_resolution is {side}; it must be a power of two, 4 or more")
-        check_least(
-            self,
-            1,
-            "generator.plane_channels",
-            "generator.channel_base",
-            "generator.channel_max",
-            "generator.decoder_width",
-            "generator.feature_channels",
-        )
-        check_least(self, 1, "generator.samples_coarse", "generator.raw_resolution", "generator.w_dim")
-        check_least(self, 0, "generator.samples_fine", "generator.z_dim")
+        widths = ["plane_channels", "channel_max", "decoder_width"]
+        if self.labels != NO_LABELS:  # such a generator has no part, of any width
+            widths.append("part_width")
+        check_least(self, 1, *(f"generator.{name}" for name in widths))
+        check_least(self, 1, *(f"generator.{name}" for name in ("z_dim", "w_dim", "mapping_layers")))
+        check_least(self, 1, "generator.raw_resolution")
+        check_least(self, 0, "generator.samples_fine")
+        check_least(self, 4, "generator.samples_coarse")  # importance sampling needs as many
+        check_least(self, 3, "generator.feature_channels")  # the colours are among them
+        check_above(self, 0, "generator.beta")
+        _check_channels("generator", self.channel_base, side)
+        if min(self.sr_channels, default=1) < 1:
+            raise UserError(f"generator.sr_channels are {list(self.sr_channels)}; each must be 1 or more")
+        for name in ("backbone_clamp", "sr_clamp"):
+            if getattr(self, name) is not None:
+                check_above(self, 0, f"generator.{name}")
         _one_of("generator.plane_projection", self.plane_projection, ("orthogonal", "published"))
         _one_of("generator.marching", self.marching, ("published", "sigma"))
         _one_of("generator.density", self.density, ("sdf", "direct"))
@@ -105,6 +119,9 @@ class DiscriminatorConfig:
     channel_max: int = 512
     group_size: int = 4  # images over which the batch standard deviation is taken
     pose_conditioned: bool = True  # project the features on the mapped camera label
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "discriminator.channel_max", "discriminator.group_size")
 
 
 @dataclass(frozen=True)
@@ -139,8 +156,7 @@ class LossConfig:
             "loss.r1_every",
         )
         check_least(self, 0, *(f"loss.{each.name}" for each in fields(self)))
-        if self.eikonal_fraction > 1:
-            raise UserError(f"loss.eikonal_fraction is {self.eikonal_fraction}; it is a share, from 0 to 1")
+        check_share(self, "loss.eikonal_fraction")
         if self.mask_parsed and not self.mask_parsing:
             raise UserError("loss.mask_parsed needs the parser of loss.mask_parsing: give that a weight too")
 
@@ -158,7 +174,10 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         _one_of("augment.mode", self.mode, ("none", "fixed", "ada"))
         check_least(self, 1, "augment.interval")
-        check_least(self, 0, "augment.strength", "augment.speed_kimg")
+        check_least(self, 0, "augment.speed_kimg")
+        check_share(self, "augment.strength")
+        if not -1 <= self.target <= 1:
+            raise UserError(f"augment.target is {self.target:g}; it is a mean of signs, from -1 to 1")
 
 
 @dataclass(frozen=True)
@@ -186,6 +205,7 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         check_least(self, 1, "schedule.raw_resolution", "schedule.raw_resolution_final")
         check_least(self, 0, *(f"schedule.{each.name}" for each in fields(self)))
+        check_share(self, "schedule.swap_final")
         if self.beta and not self.beta_kimg:
             raise UserError("schedule.beta_kimg is 0; beta needs some kimg to fall in")
 
@@ -247,8 +267,7 @@ class WarmStartConfig:
             )
         if self.beta and self.beta_kimg <= 0:
             raise UserError(f"warm_start.beta_kimg is {self.beta_kimg}; beta needs some kimg to fall in")
-        if not 0 <= self.keep <= 1:
-            raise UserError(f"warm_start.keep is {self.keep}; it is a share of the batch, from 0 to 1")
+        check_share(self, "warm_start.keep")  # of the batch
 
 
 @dataclass(frozen=True)
@@ -263,8 +282,18 @@ class ParserConfig:
     warm_up_kimg: float = 4.0  # the loss's weight grows from 0 while the parser sees so many true pictures
 
     def __post_init__(self) -> None:
+        check_least(self, 1, "parser.groups")
+        check_least(self, 0, "parser.lr", "parser.warm_up_kimg")
+        if not self.widths or min(self.widths) < 1:
+            raise UserError(f"parser.widths are {list(self.widths)}; give one or more, each 1 or more")
         if any(width % self.groups for width in self.widths):
             raise UserError(f"parser.groups is {self.groups}, which must divide all of parser.widths")
+        halvings = 2 ** len(self.widths)
+        if self.resolution < 1 or self.resolution % halvings:
+            raise UserError(
+                f"parser.resolution is {self.resolution}; it is halved for each of parser.widths, so it must "
+                f"be a multiple of {halvings}"
+            )
 
 
 @dataclass(frozen=True)
@@ -318,6 +347,14 @@ class TrainConfig:
     max_nonfinite: int = 10  # steps with non-finite gradients after which the run stops
 
     def __post_init__(self) -> None:
+        if not self.generator.parts:
+            raise UserError(
+                f"generator.labels is '{NO_LABELS}': a generator without classes comes from published "
+                "weights and cannot be trained here; give a label set, as ffhq-mask"
+            )
+        _check_channels("discriminator", self.discriminator.channel_base, self.generator.resolution)
+        if self.seed > LARGEST_SEED:
+            raise UserError(f"seed is {self.seed}; it must be {LARGEST_SEED} or less")
         check_least(self, 1, "batch")
         counts = (
             "kimg",
@@ -333,6 +370,15 @@ class TrainConfig:
         check_least(self, 0, *counts, *intervals)
         if not all(0 <= beta < 1 for beta in self.adam_betas):
             raise UserError(f"adam_betas are {self.adam_betas}; both must be from 0 to below 1")
+
+
+def _check_channels(section: str, base: int, side: int) -> None:
+    """That ``base / side`` channels are at least one."""
+    if base < side:
+        raise UserError(
+            f"{section}.channel_base is {base}; divided by the {side} pixels of the largest side it gives "
+            f"less than one channel: give {side} or more"
+        )
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

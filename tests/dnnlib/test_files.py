@@ -11,10 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_path, claim_folder, free_folder, make_folder, read_json, sha256, write_json
+from dnnlib.files import OutFolder, atomic_path, claim_folder, free_folder, make_folder, read_json, sha256, write_json
 
 
 def test_success_replaces(tmp_path) -> None:
@@ -28,15 +29,15 @@ def test_success_replaces(tmp_path) -> None:
 
 
 def test_results_go_where_there_are_none(tmp_path, monkeypatch) -> None:
-    usual = tmp_path / "edit"
+    usual, results = tmp_path / "edit", ("latent.npz", "report.json")
     for name in ("edit", "edit-2", "edit-3"):
-        folder = free_folder(usual, "report.json")
+        folder = free_folder(usual, results)
         assert folder == tmp_path / name
         folder.mkdir()
-        assert free_folder(usual, "report.json") == folder  # begun, not finished
-        (folder / "report.json").write_text("{}")
+        assert free_folder(usual, results) == folder  # begun, nothing made
+        (folder / results[len(name) % 2]).write_text("{}")  # stopped before the other one, or after it
     monkeypatch.chdir(usual)
-    assert free_folder(Path("."), "report.json") == tmp_path / "edit-4"
+    assert free_folder(Path("."), results) == tmp_path / "edit-4"
 
 
 def test_a_folder_is_filled_with_one_set_of_options(tmp_path) -> None:
@@ -121,13 +122,29 @@ def test_numbers_that_are_none_become_null(tmp_path) -> None:
 
 def test_where_nothing_can_be_written_is_said(tmp_path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="cannot make the folder .*file for results"):
-        make_folder(tmp_path / "file")
+    for place in (tmp_path / "file", tmp_path / "file" / "in" / "it"):
+        with pytest.raises(UserError, match="cannot make the folder .* for results: .*/file is a file; give"):
+            make_folder(place)
     with pytest.raises(UserError, match="cannot make the folder"), atomic_path(tmp_path / "file" / "a.json"):
         raise AssertionError("nothing is written")
     with pytest.raises(UserError, match="is a folder"), atomic_path(tmp_path):
         raise AssertionError("nothing is written")
     assert make_folder(tmp_path / "a" / "b").is_dir()
+
+
+def test_what_cannot_be_written_has_the_name_that_was_given(tmp_path) -> None:
+    path = tmp_path / "a.json"
+    with pytest.raises(FileNotFoundError) as error, atomic_path(path) as temporary:
+        open(temporary, "rb")  # as where a file system takes no new files
+    assert error.value.filename == str(path)
+
+
+def test_a_folder_without_a_name_is_refused() -> None:
+    assert OutFolder().convert("out/a", None, None) == Path("out/a")
+    assert OutFolder().convert(".", None, None) == Path(".")
+    for empty in ("", " "):
+        with pytest.raises(click.BadParameter, match="it is empty"):
+            OutFolder().convert(empty, None, None)
 
 
 def test_digest_of_a_file_of_several_blocks(tmp_path) -> None:

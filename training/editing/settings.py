@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from dnnlib.config import check_least
+from dnnlib.config import check_least, check_share
 from dnnlib.errors import UserError, did_you_mean
 from training.editing.region import RegionSettings
 
@@ -27,8 +27,7 @@ class EditWeights:
 
     def __post_init__(self) -> None:
         check_least(self, 0, *(f"weights.{each.name}" for each in fields(self)))
-        if self.geometry > 1:
-            raise UserError(f"weights.geometry is {self.geometry}; it is a share, from 0 to 1")
+        check_share(self, "weights.geometry")
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,6 @@ class EditSettings:
                 f"first_timestep and last_timestep are {self.first_timestep} and {self.last_timestep}; they "
                 "are shares of the diffusion steps, from 1 down to 0"
             )
-        if not 0 <= self.relevance <= 1:
-            raise UserError(f"relevance is {self.relevance}; it is a share, from 0 to 1")
+        check_share(self, "relevance")
         if self.proposals not in PROPOSALS:
             raise UserError(f"proposals '{self.proposals}': {did_you_mean(self.proposals, PROPOSALS)}")
