@@ -88,6 +88,8 @@ def test_the_command_that_it_suggests_works(root: Path, monkeypatch: pytest.Monk
         (("--cfg", "nowhere.yaml"), "nowhere.yaml"),
         ((), "give --cfg"),
         (("--resume", "nowhere"), "there is no such run"),
+        (("--resume", __file__), "neither the folder of a run nor its state nor a generator"),
+        (("--cfg", "portraits-64", "--kimg", "-1"), "Error: kimg=-1"),
         (("--cfg", "portraits-64", "--fresh-judges"), "needs --resume"),
     ],
 )

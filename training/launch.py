@@ -106,6 +106,10 @@ def _source(cfg: str | None, resume: Path | None) -> Path:
             raise UserError(f"--resume {resume}: there is no such run or file")
         saved = _folder(resume) / loop.CONFIG_FILE
         if not saved.is_file():
+            if not (resume.suffix == ".safetensors" or snapshots.find_states(_folder(resume))):
+                raise UserError(
+                    f"--resume {resume} is neither the folder of a run nor its state nor a generator"
+                )
             raise UserError(f"--resume {resume}: {saved} is not there, so say which configuration with --cfg")
         return saved
     if Path(cfg).suffix in (".yaml", ".yml", ".json"):

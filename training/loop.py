@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -130,6 +131,17 @@ class Trainer:
             self.writer.close()
         return self.finished
 
+    def _read(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch. A picture that has gone bad meanwhile ends the run, and costs nothing learned."""
+        try:
+            return next(batches)
+        except UserError as error:
+            # Of several processes the others do not know, and would be waited for in vain.
+            if distributed.world_size() > 1 or not self.progress.total:
+                raise
+            self.save()
+            raise UserError(f"{error} (saved until there: go on with --resume {self.outdir})") from error
+
     def _steps(self, stop: StopSignals) -> Iterator[None]:
         """Steps of the present phase; yields after each."""
         phase, progress = self.phase, self.progress
@@ -145,7 +157,7 @@ class Trainer:
         with bar:
             while progress.images < phase.length and not stop.asked():
                 started = time.monotonic()
-                batch = next(batches) if batches is not None else None
+                batch = self._read(batches) if batches is not None else None
                 phase.step(batch, progress.images)
                 self._count()
                 progress.seconds += time.monotonic() - started
@@ -440,5 +452,8 @@ def _fitting(path: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"--resume {path} does not fit this configuration: {reason}") from error
+        reason = textwrap.shorten(str(error).splitlines()[-1], 160, placeholder=" ...")
+        raise UserError(
+            f"--resume {path} does not fit the sizes of this configuration (what a run began with is in its "
+            f"{CONFIG_FILE}): {reason}"
+        ) from error

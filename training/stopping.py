@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,11 @@ class StopSignals:
     def _receive(self, *_: object) -> None:
         self._received = True
         self._restore()  # a second signal ends the program at once
+        if distributed.is_main():
+            print(
+                "\nstopping after the step in hand, to save it; again ends it at once, unsaved",
+                file=sys.stderr,
+            )
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

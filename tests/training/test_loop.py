@@ -20,6 +20,7 @@ from training.adversarial import AdversarialPhase
 from training.curves import read_curves
 from training.generator import Generator
 from training.loop import Trainer
+from training.stopping import StopSignals
 
 CPU = torch.device("cpu")
 
@@ -205,6 +206,37 @@ def test_time_limit_ends_the_run_in_good_order(tiny, tmp_path: Path):
     assert len(snapshots.find_states(tmp_path)) == 1
 
 
+def test_the_first_signal_says_what_a_second_would_do(capsys):
+    with StopSignals(None, CPU) as stop:
+        assert not stop.asked()
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked()
+        assert "again ends it at once" in capsys.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_picture_that_goes_bad_costs_nothing_learned(tiny, tmp_path: Path):
+    trainer = Trainer(tiny("data.workers=0", "snapshot_kimg=1", "log_kimg=1"), tmp_path, CPU)
+    read = trainer.data.__class__.__getitem__
+    images = 0
+
+    def spoilt(data, index):
+        nonlocal images
+        images += 1
+        if images > 9:  # two batches of four, and what is read for the third
+            raise UserError("img00000007.png is damaged or cut short")
+        return read(data, index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.data.__class__, "__getitem__", spoilt)
+        with pytest.raises(UserError, match=f"img00000007.png .*go on with --resume {tmp_path}"):
+            trainer.run()
+    assert trainer.progress.total == 8
+    again = Trainer(tiny("data.workers=0"), tmp_path, CPU, tmp_path)
+    assert again.progress.total == 8 and again.run()
+
+
 def test_non_finite_gradients_are_counted_and_end_the_run(tiny, tmp_path: Path):
     trainer = Trainer(tiny("max_nonfinite=2", "sphere.steps=50"), tmp_path, CPU)
     with torch.no_grad():
@@ -232,7 +264,7 @@ def test_training_starts_from_a_generator_file(tiny, tmp_path: Path, overrides, 
 
 def test_state_of_other_sizes_is_refused(tiny, tmp_path: Path):
     run(tiny(), tmp_path)
-    with pytest.raises(UserError, match="does not fit this configuration"):
+    with pytest.raises(UserError, match="does not fit the sizes of this configuration"):
         Trainer(tiny("generator.decoder_width=12"), tmp_path, CPU, tmp_path)
 
 
