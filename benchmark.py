@@ -18,8 +18,16 @@ from training.benchmark.run import GROUPS, ROOT, Options, run
     "--only", type=click.Choice(GROUPS), multiple=True, help="Groups to measure.", show_default="all"
 )
 @click.option("--cfg", default="portraits-64", help="Whose networks: a name in configs/, or a YAML file.")
-@click.option("--raw", type=int, multiple=True, help="Raw resolutions of the views.", show_default="of --cfg")
-@click.option("--batch", type=int, help="Pictures of a training step.", show_default="of --cfg")
+@click.option(
+    "--raw",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="Raw resolutions of the views.",
+    show_default="of --cfg",
+)
+@click.option(
+    "--batch", type=click.IntRange(min=1), help="Pictures of a training step.", show_default="of --cfg"
+)
 @click.option("--network", help="Generator of the edit, as of edit.py.", show_default="the bundled one")
 @click.option("--prior", help="Prior of the edit, as of edit.py.", show_default="the bundled one")
 @click.option("--controlnet", help="ControlNet of the edit, as of edit.py.", show_default="the prior's")
