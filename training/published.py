@@ -244,7 +244,7 @@ def infer_config(path: Path, module: PickledModule, tensors: Mapping[str, Tensor
             plane_projection="published",
             marching="published",
             density="sdf" if parts else "direct",
-            beta=float(f"{tensors['decoder.sigmoid_beta'].flatten()[0]:.6g}")
+            beta=float(f"{tensors['decoder.sigmoid_beta'].flatten()[0].abs():.6g}")
             if parts
             else 0.1,  # 0.1, as set
             raw_resolution=_raw_resolution(path, module),
