@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.cameras import SIZE, mirror_camera, read_captions
+from datasets.cameras import SIZE, as_label, camera_problems, mirror_camera, misshapen, read_captions
 from datasets.labels import LabelSet, decode_image, decode_mask, label_set
-from datasets.storage import Store, by_stem, stem
+from datasets.storage import Store, by_stem, is_file_name, stem
 from dnnlib.errors import UserError
 from dnnlib.files import parse_json
 
@@ -189,7 +189,7 @@ class MaskedImages(torch.utils.data.Dataset[Sample]):
             if missing:
                 raise UserError(
                     f"{store.locate('')} lacks {len(missing)} of the {len(stems)} files that dataset.json "
-                    f"names, first {missing[0]}.*: `python -m datasets.prepare` lists every problem of a set"
+                    f"names, first {missing[0]}.*: {_who_knows(kind)}"
                 )
         unlabelled = len(available["image"]) - len(stems)
         if unlabelled and not quiet:  # a set that is still being rendered has pictures before their labels
@@ -226,6 +226,11 @@ class MaskedImages(torch.utils.data.Dataset[Sample]):
     def _grey(self, data: bytes, name: str) -> np.ndarray:
         image = decode_image(data, name)
         self._check_size(image.width, image.height, name)
+        if image.mode not in ("I;16", "I;16B", "I;16L", "I"):  # Pillow's names of 16 bits and more
+            raise UserError(
+                f"{name} has colour mode {image.mode}: depth is a PNG of one channel of 16 bits, "
+                f"{DEPTH_SCALE:g} world units per step"
+            )
         return np.asarray(image).astype(np.uint16)
 
     def _check_size(self, width: int, height: int, name: str) -> None:
@@ -317,13 +322,32 @@ def _labels(description: dict[str, Any], root: Store) -> dict[str, np.ndarray]:
     for number, entry in enumerate(description["labels"]):
         try:
             name, values = entry
-            camera = np.array(values, dtype=np.float32)
+            camera = as_label(values)
         except (TypeError, ValueError) as error:
             raise UserError(f'{where}: label {number} is not ["name.png", [25 floats]]') from error
+        if not is_file_name(name):
+            raise UserError(
+                f"{where}: label {number} is for {name!r}, which is not the name of a picture: "
+                "write its name there, or delete the label"
+            )
         if camera.shape != (SIZE,) or not np.isfinite(camera).all():
             raise UserError(f"{where}: the camera of {name} is not {SIZE} finite numbers")
-        labels[str(name)] = camera
+        labels[name] = camera
+    wrong = np.flatnonzero(misshapen(np.stack(list(labels.values()))))
+    if len(wrong):
+        name, camera = list(labels.items())[wrong[0]]
+        raise UserError(
+            f"{where}: {name}: {camera_problems(camera)[0]} ({len(wrong)} of {len(labels)} cameras are "
+            "wrong): `python -m datasets.prepare` lists every problem of a set"
+        )
     return labels
+
+
+def _who_knows(kind: str) -> str:
+    """What to do about missing files of a kind."""
+    if kind in ("normals", "depth"):
+        return f"only rendered portraits (`python -m datasets.portraits`) have {kind}"
+    return "`python -m datasets.prepare` lists every problem of a set"
 
 
 def _unit_normals(stored: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +34,7 @@ from datasets.masked_images import MaskedImages
 from datasets.storage import Store, stem
 from dnnlib.errors import UserError, user_errors
 from dnnlib.files import atomic_path, parse_json, read_json
+from dnnlib.options import Finite
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,12 +42,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture whose files all exist; its content may still be wrong."""
+    """One picture with what belongs to it; its content may still be wrong."""
 
     stem: str
     image: str  # name in the images' store
-    mask: str  # name in the masks' store
-    camera: np.ndarray  # (25,) float32
+    mask: str | None  # name in the masks' store
+    camera: np.ndarray | None  # (25,) float32
     caption: str | None = None
 
 
@@ -70,7 +71,7 @@ class Source:
 
 
 def match(source: Source, cameras: Cameras, captions: dict[str, str], problems: list[str]) -> list[Picture]:
-    """The pictures that have a mask and a camera; everything that is missing goes to ``problems``."""
+    """All pictures, with their masks and cameras; everything that is missing goes to ``problems``."""
     images, masks = (_unique_stems(store, problems) for store in (source.images, source.masks))
     cameras = {stem(name): camera for name, camera in cameras.items()}
     captions = {stem(name): caption for name, caption in captions.items()}
@@ -80,9 +81,7 @@ def match(source: Source, cameras: Cameras, captions: dict[str, str], problems: 
             problems.append(f"{source.images.locate(name)}: there is no mask {source.masks.locate(key)}.*")
         if key not in cameras:
             problems.append(f"{source.images.locate(name)}: there is no camera of that name")
-        camera = cameras.get(key)
-        if key in masks and camera is not None:
-            pictures.append(Picture(key, name, masks[key], camera, captions.get(key)))
+        pictures.append(Picture(key, name, masks.get(key), cameras.get(key), captions.get(key)))
     for key in sorted(masks.keys() - images.keys()):
         problems.append(
             f"{source.masks.locate(masks[key])}: there is no picture {source.images.locate(key)}.*"
@@ -95,11 +94,14 @@ def match(source: Source, cameras: Cameras, captions: dict[str, str], problems: 
 def check(source: Source, picture: Picture) -> list[str]:
     """Every problem of one picture, a line each."""
     image_name = source.images.locate(picture.image)
-    problems = [f"{image_name}: {problem}" for problem in camera_problems(picture.camera)]
+    wrong = [] if picture.camera is None else camera_problems(picture.camera)
+    problems = [f"{image_name}: {problem}" for problem in wrong]
     try:
         problems += [f"{image_name}: {problem}" for problem in _image_problems(source.read_image(picture))]
     except UserError as error:
         problems.append(str(error))
+    if picture.mask is None:
+        return problems
     try:
         mask = source.read_mask(picture)
         mask_name = source.masks.locate(picture.mask)
@@ -157,7 +159,7 @@ def prepare(
     good = []
     for picture, wrong in _in_parallel(lambda p: (p, check(source, p)), pictures, workers, "checking"):
         problems += wrong
-        if not wrong:
+        if not wrong and picture.mask is not None and picture.camera is not None:
             good.append(picture)
     for problem in problems:
         click.echo(problem)
@@ -186,10 +188,16 @@ def prepare(
 @click.option("--out", type=click.Path(path_type=Path), help="New folder or .zip; without it, only checks.")
 @click.option("--skip-bad", is_flag=True, help="Leave out the pictures that have problems.")
 @click.option("--degrees", is_flag=True, help="Yaw and pitch are in degrees [default: radians].")
-@click.option("--pivot", nargs=3, type=float, help="Where yaw/pitch cameras look [default: by label set].")
-@click.option("--radius", default=RADIUS, show_default=True, help="Distance of yaw/pitch cameras.")
+@click.option("--pivot", nargs=3, type=Finite(), help="Where yaw/pitch cameras look [default: by label set].")
 @click.option(
-    "--focal", default=FOCAL, show_default=True, help="Their focal length divided by the image size."
+    "--radius", default=RADIUS, type=Finite(), show_default=True, help="Distance of yaw/pitch cameras."
+)
+@click.option(
+    "--focal",
+    default=FOCAL,
+    type=Finite(),
+    show_default=True,
+    help="Their focal length divided by the image size.",
 )
 @click.option("--workers", default=os.cpu_count() or 1, show_default="one per core", type=click.IntRange(1))
 @user_errors
@@ -214,8 +222,8 @@ def main(
     moves the camera to the viewer's right, positive pitch moves it down.
     """
     chosen = label_set(labels)
-    if out is not None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} exists already: remove it or choose another --out")
+    if out is not None:
+        _check_out(out)
     source = Source(Store(images), Store(masks), chosen, size)
     orbit = Orbit(pivot or chosen.pivot, radius, focal, degrees)
     prepare(source, cameras, orbit, out, skip_bad, workers)
@@ -265,14 +273,53 @@ def _in_parallel(function: Callable[[T], R], items: Sequence[T], workers: int, v
                 bar.update(1)
 
 
+def _check_out(out: Path) -> None:
+    """UserError where ``out`` exists or could not be written, before anything is read; leaves nothing behind.
+
+    It tries: permissions alone do not say what /proc or a file instead of a folder will do.
+    """
+    if out.name in ("", ".."):
+        raise UserError(f"--out {out}: give the name of a new folder or .zip")
+    probe = _beside(out)
+    made: list[Path] = []
+    try:
+        if out.exists() and (out.suffix == ".zip" or not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} exists already: remove it or choose another --out")
+        made = [probe, *(folder for folder in out.parents if not folder.exists())]
+        probe.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
+    finally:
+        for folder in made:
+            with suppress(OSError):  # what could not be made
+                folder.rmdir()
+
+
+def _beside(out: Path) -> Path:
+    """A temporary folder on the same file system as ``out``."""
+    return out.with_name(f".{out.name}.{os.getpid()}")
+
+
 @contextmanager
 def _sink(out: Path) -> Iterator[Callable[[str, bytes], None]]:
     """A function that writes a named file into the folder or zip ``out``, which appears after the block."""
-    if out.suffix == ".zip":
-        with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            yield lambda name, data: archive.writestr(name, data)
-        return
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        with _zip_sink(out) if out.suffix == ".zip" else _folder_sink(out) as write:
+            yield write
+    except OSError as error:  # its file is a temporary one, which says nothing to the user
+        reason = error.strerror or error
+        raise UserError(f"cannot write {out}: {reason}; make room, or choose another --out") from error
+
+
+@contextmanager
+def _zip_sink(out: Path) -> Iterator[Callable[[str, bytes], None]]:
+    with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        yield lambda name, data: archive.writestr(name, data)
+
+
+@contextmanager
+def _folder_sink(out: Path) -> Iterator[Callable[[str, bytes], None]]:
+    temporary = _beside(out)
 
     def write(name: str, data: bytes) -> None:
         path = temporary / name

@@ -92,6 +92,11 @@ def stem(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 
 
+def is_file_name(name: Any) -> bool:
+    """Whether ``name`` is text that can name a file: "", ".", "/" and numbers do not."""
+    return isinstance(name, str) and bool(PurePosixPath(name).name)
+
+
 def by_stem(names: list[str]) -> dict[str, str]:
     """Names by their stem; of two with the same stem the first in order counts."""
     found: dict[str, str] = {}

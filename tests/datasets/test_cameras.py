@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
-from datasets.cameras import Orbit, camera_problems, mirror_camera, orbit_camera, read_cameras
+from datasets.cameras import Orbit, camera_problems, mirror_camera, misshapen, orbit_camera, read_cameras
 from dnnlib.errors import UserError
 
 PIVOT = (0.0, 0.0, 0.2)
@@ -132,6 +134,22 @@ def test_usual_mistakes_are_named(change, message: str) -> None:
     assert len(problems) == 1 and message in problems[0]
 
 
+def test_misshapen_cameras_are_found_among_many() -> None:
+    """Those whose world has another scale or another up are still cameras."""
+    changes = [opengl, transposed, pixels, scaled, mirror, world_to_camera, far_away, upside_down]
+    labels = np.stack([changed(change) for change in changes] + [np.zeros(25), off_centre()])
+    assert misshapen(labels).tolist() == [True] * 5 + [False] * 3 + [True, False]
+    assert misshapen(np.full((1, 25), 3e38)).all()
+
+
+def test_every_fault_of_the_intrinsics_is_named() -> None:
+    assert [problem.split()[1] for problem in camera_problems(np.zeros(25))] == [
+        "last",
+        "focal",
+        "intrinsics",
+    ]
+
+
 def test_good_cameras_have_no_problems() -> None:
     for yaw in np.linspace(-1.5, 1.5, 7):
         for pitch in (-0.7, 0.0, 0.7):
@@ -169,6 +187,10 @@ def test_every_wrong_entry_is_reported() -> None:
             ["f.png", {"yaw": 0, "pitch": 0}],
             ["f.png", {"yaw": 0, "pitch": 0}],
             ["g.png", {"yaw": float("nan"), "pitch": 0}],
+            ["", {"yaw": 0, "pitch": 0}],
+            [5, {"yaw": 0, "pitch": 0}],
+            ["h.png", [10**400] * 25],
+            ["i.png", {"yaw": 10**400, "pitch": 0}],
         ]
     }
     cameras, _ = read_cameras(content, "c.json", Orbit(PIVOT), problems)
@@ -180,9 +202,26 @@ def test_every_wrong_entry_is_reported() -> None:
         "e.png has yaw None",
         "f.png is given",
         "g.png",
+        "c.json: label 8 is for '', which is not the name of a picture",
+        "label 9 is for 5",
+        "h.png has neither",
+        "i.png has yaw 1000",
     ]
     assert len(problems) == len(expected)
     assert all(part in problem for part, problem in zip(expected, problems, strict=True))
     assert [name for name, camera in cameras.items() if camera is not None] == ["f.png"]
     with pytest.raises(UserError, match="c.json is neither"):
         read_cameras([1, 2], "c.json", Orbit(PIVOT), problems)
+
+
+def test_cameras_without_a_direction_are_reported_without_a_warning() -> None:
+    problems: list[str] = []
+    front = {"a.png": {"yaw": 0, "pitch": 0}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for pivot in ((0.0, 0.0, 2.7), (0.0, 5.0, 2.7)):
+            assert read_cameras(front, "f", Orbit(pivot), problems)[0] == {"a.png": None}
+        huge, _ = read_cameras({"a.png": [1e300] * 25}, "f", Orbit(PIVOT), problems)
+        assert "holds inf" in camera_problems(huge["a.png"])[0]
+    assert len(problems) == 2
+    assert "a.png would be at its pivot 0 0 2.7" in problems[0] and "--pivot" in problems[1]

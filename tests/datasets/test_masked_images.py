@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections import Counter
 from itertools import islice
 
@@ -197,10 +198,24 @@ def test_mistakes_are_one_clear_line(made) -> None:
         assert "\n" not in str(caught.value)
 
 
+def flip(camera: list[float]) -> None:
+    """OpenGL's axes."""
+    for row in range(3):
+        camera[4 * row + 1] *= -1
+        camera[4 * row + 2] *= -1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["labels"].append(["zz.png", [0.0] * 25]), "lacks 1 of the 7 files .* zz"),
+        (lambda c: c["labels"].append(["zz.png", c["labels"][0][1]]), "lacks 1 of the 7 files .* zz"),
+        (lambda c: c["labels"].append(["", c["labels"][0][1]]), "label 6 is for '', which is not the name"),
+        (lambda c: c["labels"].append([None, c["labels"][0][1]]), "label 6 is for None, which is not"),
+        (lambda c: c["captions"].update({".": "a man"}), "\"captions\" has a text for '.'"),
+        (lambda c: c["labels"][2].__setitem__(1, [0.0] * 25), "img0002.png: the last row .*1 of 6 cameras"),
+        (lambda c: flip(c["labels"][4][1]), "img0004.png: the camera looks away .*1 of 6 cameras"),
+        (lambda c: c["labels"].append(["zz.png", [1e300] * 25]), "camera of zz.png is not 25 finite"),
+        (lambda c: c["labels"].append(["zz.png", [10**400] * 25]), "label 6 is not"),
         (lambda c: c["labels"].append(["zz.png", [0.0] * 16]), "camera of zz.png is not 25"),
         (lambda c: c["labels"].append(["zz.png", [float("nan")] * 25]), "camera of zz.png is not 25 finite"),
         (lambda c: c["labels"].append("zz.png"), "label 6 is not"),
@@ -211,8 +226,36 @@ def test_mistakes_are_one_clear_line(made) -> None:
 )
 def test_wrong_descriptions(made, change, message: str) -> None:
     rewrite(made, change)
-    with pytest.raises(UserError, match=message):
+    with warnings.catch_warnings(), pytest.raises(UserError, match=message):
+        warnings.simplefilter("error")  # numpy's, with a line of code
         open_set(made.path)
+
+
+def test_only_depth_of_sixteen_bits_is_read(made) -> None:
+    ds = open_set(made.path, extras=["depth"])
+    for mode in ("RGB", "L"):
+        Image.new(mode, (SIZE, SIZE)).save(made.path / "depth" / made.names[2])
+        with pytest.raises(UserError, match=f"depth/{made.names[2]} has colour mode {mode}: .* 16 bits"):
+            ds[2]
+
+
+@pytest.mark.parametrize("kind", ["normals", "depth"])
+def test_who_has_normals_and_depth(made, kind: str) -> None:
+    shutil.rmtree(made.path / kind)
+    with pytest.raises(UserError, match=f"only rendered portraits .*datasets.portraits`. have {kind}$"):
+        open_set(made.path, extras=[kind])
+
+
+def test_cameras_of_worlds_of_another_scale_are_read(made) -> None:
+    """What suits no default configuration can suit another."""
+
+    def enlarge(content) -> None:
+        for _, camera in content["labels"]:
+            for row in range(3):
+                camera[4 * row + 3] *= 10
+
+    rewrite(made, enlarge)
+    assert len(open_set(made.path)) == 6
 
 
 def test_masks_must_be_given_unless_they_are_beside_the_images(made) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import zipfile
 
 import numpy as np
@@ -12,7 +14,8 @@ from PIL import Image
 
 from datasets.cameras import orbit_camera
 from datasets.masked_images import MaskedImages
-from datasets.prepare import main
+from datasets.prepare import _sink, main
+from dnnlib.errors import UserError
 
 SIZE = 16
 
@@ -156,3 +159,80 @@ def test_wrong_options(made, cameras, options: list[str], message: str) -> None:
 def test_an_existing_folder_is_left_alone(made, cameras) -> None:
     assert "exists already" in run(made, cameras, "--out", made.path, code=2)
     assert (made.path / "dataset.json").is_file()
+
+
+def test_pictures_and_masks_are_checked_whatever_else_is_missing(made, cameras, tmp_path) -> None:
+    """Every problem shows in one run, also of pictures without a camera or without a mask."""
+    images, masks, names = made.path / "images", made.path / "masks", made.names
+    content = json.loads(cameras.read_text())
+    content[names[0]] = {"yaw": 45, "pitch": 0}
+    content[names[1]] = "none"
+    del content[names[2]]
+    content[""] = {"yaw": 0, "pitch": 0}
+    cameras.write_text(json.dumps(content))
+    Image.new("L", (SIZE, SIZE), 255).save(masks / names[0])
+    for name in (names[1], names[3]):
+        Image.new("RGBA", (SIZE, SIZE), (9, 9, 9, 99)).save(images / name)
+    Image.new("L", (SIZE, SIZE), 254).save(masks / names[2])
+    (masks / names[3]).unlink()
+    output = run(made, cameras, code=2)
+    for part in (
+        f"{names[0]} has yaw 45",
+        f"{masks / names[0]} has index 255",
+        f"{names[1]} has neither 25 numbers",
+        f"{images / names[1]}: has transparent pixels",
+        f"{images / names[2]}: there is no camera",
+        f"{masks / names[2]} has index 254",
+        f"{images / names[3]}: there is no mask",
+        f"{images / names[3]}: has transparent pixels",
+        f"{cameras}: label 5 is for '', which is not the name of a picture",
+        "2 pictures are ready to use, 9 problems found",
+    ):
+        assert part in output, part
+    run(made, cameras, "--skip-bad", "--out", tmp_path / "out")
+    assert MaskedImages(tmp_path / "out", None, "ffhq-mask", SIZE).names == names[4:]
+
+
+@pytest.mark.parametrize("name", ["file/x", "file/x.zip", "file/deeper/x", "empty.zip"])
+def test_where_nothing_can_be_written_is_said_first(made, cameras, tmp_path, name: str) -> None:
+    (tmp_path / "file").write_text("a file, no folder")
+    (tmp_path / "empty.zip").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    output = run(made, cameras, "--out", tmp_path / name, code=2)
+    assert str(tmp_path / name) in output and output.startswith("Error: ")
+    assert len(output.splitlines()) == 1 and f".{os.getpid()}" not in output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["", ".."])
+def test_the_folder_to_write_needs_a_name(made, cameras, tmp_path, monkeypatch, name: str) -> None:
+    (tmp_path / "empty" / "deeper").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "empty" / "deeper")
+    assert "name of a new folder" in run(made, cameras, "--out", name or ".", code=2)
+
+
+def test_checking_where_to_write_leaves_nothing_behind(made, cameras, tmp_path) -> None:
+    (made.path / "masks" / made.names[0]).unlink()
+    before = sorted(tmp_path.rglob("*"))
+    run(made, cameras, "--out", tmp_path / "new" / "newer" / "out", code=2)
+    assert sorted(tmp_path.rglob("*")) == before
+    run(made, cameras, "--out", tmp_path / "new" / "newer" / "out", "--skip-bad")
+    assert len(MaskedImages(tmp_path / "new" / "newer" / "out", None, "ffhq-mask", SIZE)) == 5
+
+
+@pytest.mark.parametrize("name", ["out", "out.zip"])
+def test_a_full_disk_is_said_with_the_users_path(tmp_path, name: str) -> None:
+    with (
+        pytest.raises(UserError, match=f"cannot write {tmp_path / name}: No space left"),
+        _sink(tmp_path / name),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / ".out.1" / "images"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_that_give_no_camera(made, cameras) -> None:
+    cameras.write_text(json.dumps({name: {"yaw": 0, "pitch": 0} for name in made.names}))
+    output = run(made, cameras, "--pivot", 0, 0, 2.7, code=2)
+    assert "would be at its pivot 0 0 2.7" in output and "Warning" not in output
+    for option in ("--radius", "--focal"):
+        assert "is not a number to work with" in run(made, cameras, option, "nan", code=2)
