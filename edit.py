@@ -11,14 +11,14 @@ import click
 from dnnlib import config as config_files
 from dnnlib.errors import UserError, user_errors
 from dnnlib.files import free_folder
-from dnnlib.options import PITCH, SEED, TRUNCATION, YAW, Finite
+from dnnlib.options import PITCH, SEED, TRUNCATION, YAW, Finite, OutFolder, PictureFile
 from torch_utils.device import choose_device
 from training.acceleration import Acceleration, acceleration_options
 from training.distillation import OBJECTIVES
-from training.editing.report import REPORT
+from training.editing.report import RESULTS
 from training.editing.session import EditOptions, SourceOptions, export_mask, run_edit
 from training.editing.settings import EditSettings
-from training.network_source import BUNDLED, BUNDLED_PRIOR, network_option
+from training.network_source import BUNDLED, BUNDLED_PRIOR, network_option, warn_of_edit
 from training.prior import PriorMemory
 from training.stopping import terminated_as_interrupted
 
@@ -30,7 +30,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--prompt", help="What the edited portrait should show.")
 @click.option(
     "--outdir",
-    type=_FILE,
+    type=OutFolder(),
     default=Path("out/edit"),
     help="Folder for the results; if it holds some, a numbered one beside it.",
 )
@@ -44,7 +44,11 @@ _FILE = click.Path(path_type=Path)
 @click.option("--trunc", type=TRUNCATION, default=0.7, help="Truncation of the latent.")
 @click.option("--yaw", type=YAW, default=0.0, help="Camera of the mask: radians, 0 is frontal.")
 @click.option("--pitch", type=PITCH, default=0.0, help="Camera of the mask: radians, 0 is frontal.")
-@click.option("--export-mask", type=_FILE, help="Write the portrait's mask here, to repaint, and stop.")
+@click.option(
+    "--export-mask",
+    type=PictureFile((".png",)),  # soft formats would mix the classes' colours
+    help="Write the portrait's mask here, to repaint, and stop.",
+)
 @click.option("--classes", help="Classes to edit, as hair,hat.", show_default="where the masks differ")
 @click.option("--source-prompt", default="a portrait of a person", help="What the portrait shows now.")
 @click.option("--objective", type=click.Choice([each.name for each in OBJECTIVES]), default="cdgt")
@@ -95,6 +99,7 @@ def main(
     acceleration = Acceleration(compile=compiled, half=half)
     source = SourceOptions(network, seed, latent, trunc, yaw, pitch, choose_device(device), acceleration)
     if export_mask is not None:
+        warn_of_edit(network)
         _export(source, export_mask)
         return
     if mask is None or not (prompt and prompt.strip()):
@@ -103,7 +108,8 @@ def main(
             f"{which} is missing: `python edit.py --seed {seed} --export-mask m.png` writes a mask,"
             f' then `python edit.py --seed {seed} --mask m.png --prompt "a person wearing a red hat"` edits'
         )
-    outdir = free_folder(outdir, REPORT)
+    warn_of_edit(network)
+    outdir = free_folder(outdir, RESULTS)
     chosen = {"objective": objective, "steps": steps, "guidance": guidance, "seed": seed_noise}
     options = EditOptions(
         mask=mask,
@@ -114,6 +120,7 @@ def main(
         prior_memory=PriorMemory(attention_slicing=attention_slicing, vae_tiling=vae_tiling),
         source_prompt=source_prompt,
         classes=tuple(name.strip() for name in classes.split(",") if name.strip()) if classes else (),
+        refuse_absent=True,
         settings=config_files.load(EditSettings, chosen, overrides),
         command=shlex.join(["python", *sys.argv]),
     )

@@ -7,16 +7,16 @@ from pathlib import Path
 import click
 
 from dnnlib.errors import user_errors
-from dnnlib.options import PITCH, TRUNCATION, YAW
+from dnnlib.options import PITCH, TRUNCATION, YAW, OutFolder
 from torch_utils.device import choose_device
 from training.acceleration import Acceleration, acceleration_options
 from training.gallery import generate, parse_seeds
-from training.network_source import network_option
+from training.network_source import network_option, warn_of_edit
 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--seeds", default="0-7", help="As 0-7 or 1,5,9.")
-@click.option("--outdir", type=click.Path(path_type=Path), default=Path("out/generate"))
+@click.option("--outdir", type=OutFolder(), default=Path("out/generate"))
 @network_option
 @click.option(
     "--trunc", type=TRUNCATION, default=0.7, help="Truncation: 0 is the mean face, 1 the full variety."
@@ -42,9 +42,11 @@ def main(
     compiled: bool,
 ) -> None:
     """Write image, mask, normals and depth of each seed, and a grid of all."""
+    numbers = parse_seeds(seeds)
+    warn_of_edit(network)
     generate(
         network,
-        parse_seeds(seeds),
+        numbers,
         outdir,
         truncation=trunc,
         yaw=yaw,

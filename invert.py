@@ -11,10 +11,11 @@ import click
 from dnnlib import config as config_files
 from dnnlib.errors import UserError, user_errors
 from dnnlib.files import free_folder
-from dnnlib.options import PITCH, YAW
+from dnnlib.options import PITCH, YAW, OutFolder
 from torch_utils.device import choose_device
 from training.editing.inversion import InversionSettings
-from training.editing.photo import REPORT, PhotoOptions, run_inversion
+from training.editing.photo import PhotoOptions, run_inversion
+from training.editing.report import RESULTS
 from training.network_source import network_option
 from training.stopping import terminated_as_interrupted
 
@@ -26,7 +27,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--mask", type=_FILE, help="Its mask (PNG).", show_default="read by the bundled reader")
 @click.option(
     "--outdir",
-    type=_FILE,
+    type=OutFolder(),
     default=Path("out/invert"),
     help="Folder for the results; if it holds some, a numbered one beside it.",
 )
@@ -70,7 +71,7 @@ def main(
     """
     if (yaw is None) != (pitch is None):
         raise UserError("give both --yaw and --pitch, or neither, then they are sought")
-    outdir = free_folder(outdir, REPORT)
+    outdir = free_folder(outdir, RESULTS)
     chosen = {"fit_steps": steps, "tune_steps": tune}
     with terminated_as_interrupted():
         report = run_inversion(
@@ -90,7 +91,7 @@ def main(
     click.echo(
         f"yaw {report.yaw:.2f}, pitch {report.pitch:.2f}; {report.psnr_latent:.1f} dB by the latent, "
         f"{report.psnr:.1f} dB tuned, {report.seconds:.0f} s; look at {outdir / 'views.png'}, then: "
-        f"{report.edit} --export-mask m.png"
+        f"{report.edit} --export-mask {shlex.quote(str(outdir / 'm.png'))}"
     )
 
 

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,26 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot make the folder {path} for results: {error.strerror or error}; give another"
-        ) from error
+        # what is in the way may also be above it
+        blocked = next((p for p in (path, *path.parents) if os.path.exists(p) and not os.path.isdir(p)), None)
+        reason = error.strerror or error if blocked is None else f"{blocked} is a file"
+        raise UserError(f"cannot make the folder {path} for results: {reason}; give another") from error
     if not os.access(path, os.W_OK):
         raise UserError(f"cannot write into the folder {path}: give another, or change its permissions")
     return path
 
 
-def free_folder(wanted: Path, result: str) -> Path:
+def free_folder(wanted: Path, results: Sequence[str]) -> Path:
     """Where the results of minutes of work go without replacing others: the first of wanted, wanted-2,
-    wanted-3 ... that holds no ``result``, the file that such work writes last."""
+    wanted-3 ... that holds none of the files ``results``. Name all that cannot be had back at once: work that
+    is stopped while it writes leaves some of them."""
     place = wanted.resolve() if wanted.name in ("", "..") else wanted
     numbered = (place.with_name(f"{place.name}-{number}") for number in itertools.count(2))
-    return next(folder for folder in itertools.chain([wanted], numbered) if not (folder / result).exists())
+    return next(
+        folder
+        for folder in itertools.chain([wanted], numbered)
+        if not any((folder / name).exists() for name in results)
+    )
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -61,6 +67,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if str(error.filename) == str(temporary):
+            error.filename = str(path)  # the name that the user knows
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

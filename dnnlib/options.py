@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,21 @@ class Angle(Finite):
         angle = click.FLOAT.convert(value, param, ctx)
         if math.isfinite(angle) and abs(angle) > self.max:
             self.fail(f"{angle:g} is out of range: give radians, at most {self.max:g}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class OutFolder(click.Path):
+    """A folder for results on the command line. Without a name it would be the current one, which who has an
+    unset shell variable there does not mean."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        if not os.fspath(value).strip():
+            self.fail("it is empty: name a folder, or . for the current one", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -180,7 +180,7 @@ def test_a_mask_that_moves_many_classes_is_questioned(
         (("--mask", "m.png", "--prompt", "x", "--set", "stps=3"), "steps"),
         (("--mask", "m.png", "--prompt", "x", "--set", "geometry_every=0"), "geometry_every is 0"),
         (("--mask", "m.png", "--prompt", "x", "--set", "export.frames=0"), "export.frames is 0"),
-        (("--export-mask", "network.safetensors/m.png"), "cannot make the folder"),
+        (("--export-mask", "network.safetensors/m.png"), "network.safetensors is a file"),
         (("--mask", "m.png", "--prompt", "x", "--half"), "--half needs a CUDA device"),
     ],
 )
@@ -199,6 +199,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(models: Path, monkeypatch, option
         (lambda m: m * 0, (), "background all over"),
         (lambda m: m, ("--classes", "hatt"), "did you mean 'hat'"),
         (lambda m: m, ("--classes", "background"), "repaint"),
+        (lambda m: m, ("--classes", "hat"), "no hat in the portrait"),
+        (lambda m: m[::2, ::2], (), "smaller than the 16x16"),
     ],
 )
 def test_a_wrong_mask_is_explained(edited, models: Path, tmp_path: Path, change, options, message) -> None:
@@ -207,6 +209,74 @@ def test_a_wrong_mask_is_explained(edited, models: Path, tmp_path: Path, change,
     result = run(models, "--seed", 3, "--mask", mask, "--prompt", "a red hat", "--outdir", tmp_path, *options)
     assert result.exit_code == 2 and message in result.output
     assert not (tmp_path / "report.json").exists()
+
+
+def test_words_that_change_nothing_need_a_repainted_mask(edited, models: Path, tmp_path: Path) -> None:
+    before = edited[1] / "mask_before.png"
+    present = LABELS.names[int(read_mask(before, LABELS).max())]
+    words = ("--prompt", " A  red Hat", "--source-prompt", "a red hat", "--outdir", tmp_path / "o", *FAST)
+    result = run(models, "--seed", 3, "--mask", before, *words, "--classes", present)
+    assert result.exit_code == 2 and "nothing to change" in result.output
+    assert run(models, "--seed", 3, "--mask", edited[0], *words, "--steps", 1).exit_code == 0
+
+
+def test_painting_that_is_in_no_named_class_is_named(edited, models: Path, tmp_path: Path) -> None:
+    mask = read_mask(edited[0], LABELS).copy()  # with the hat
+    mask[9:13, 9:13] = LABELS.index("necklace")
+    write_mask(tmp_path / "m.png", mask, LABELS)
+    for classes, said in (("hat", True), ("hat,necklace", False)):
+        options = ("--classes", classes, "--objective", "sds", "--steps", 1)
+        result = run_red_hat(models, tmp_path / "m.png", tmp_path / "o", *options)
+        assert result.exit_code == 0, result.output
+        assert ("also repaints necklace, which --classes does not name" in result.output) == said
+
+
+def test_black_and_white_is_no_mask(edited, models: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.eye(16, dtype=bool)).save(tmp_path / "m.png")
+    result = run_red_hat(models, tmp_path / "m.png", tmp_path / "o")
+    assert result.exit_code == 2 and "is black and white" in result.output, result.output
+
+
+def test_an_export_that_is_stopped_keeps_the_edit(edited, models: Path, tmp_path: Path, monkeypatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "o"
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "write_video", stop)
+        assert run_red_hat(models, edited[0], out, "--objective", "sds", "--steps", 1).exit_code != 0
+    kept = json.loads((out / "report.json").read_text())
+    assert kept["steps"] == 1 and set(kept) == set(json.loads((edited[1] / "report.json").read_text()))
+    (out / "report.json").unlink()  # as if it was stopped a little earlier
+    learned = (out / "generator.safetensors").read_bytes()
+    result = run_red_hat(models, edited[0], out, "--objective", "sds", "--steps", 1)
+    assert result.exit_code == 0 and f"look at {out}-2/views.png" in result.output
+    assert (out / "generator.safetensors").read_bytes() == learned
+
+
+def test_an_edit_of_what_an_edit_learned_is_warned_of(edited, tmp_path: Path) -> None:
+    options = ("--network", edited[1], "--latent", edited[1] / "latent.npz", "--device", "cpu")
+    with pytest.warns(UserWarning, match=f"edit.py --network .*network.safetensors --latent {edited[1]}"):
+        words = [str(word) for word in (*options, "--export-mask", tmp_path / "m.png")]
+        assert CliRunner().invoke(main, words).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--export-mask", ""), "is to be a picture"),
+        (("--export-mask", "."), "is a directory"),
+        (("--export-mask", "m.jpg"), "end its name in .png"),
+        (("--mask", "m.png", "--prompt", "red", "--outdir", ""), "'--outdir': it is empty"),
+    ],
+)
+def test_places_where_nothing_can_go_are_refused(
+    models: Path, tmp_path: Path, monkeypatch, options, message
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(models, *options)
+    assert result.exit_code == 2 and message in result.output, result.output
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unpainted_mask_with_named_classes_edits_their_look(edited, models: Path, tmp_path: Path) -> None:

@@ -77,6 +77,20 @@ def test_half_on_a_cpu_is_one_line(network: Path, tmp_path: Path) -> None:
     assert "--half needs a CUDA device" in result.output and not (tmp_path / "o").exists()
 
 
+def test_what_an_edit_learned_is_shown_with_a_warning(network: Path, tmp_path: Path) -> None:
+    learned = tmp_path / "generator.safetensors"
+    Generator.load(network).save(learned, extra={"edit": {"network": str(network)}})
+    with pytest.warns(UserWarning, match="that an edit learned"):
+        assert run(learned, "--seeds", "0", "--outdir", tmp_path / "o").exit_code == 0
+
+
+def test_an_empty_outdir_is_not_the_current_folder(network: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(network, "--seeds", "0", "--outdir", "")
+    assert result.exit_code == 2 and "'--outdir': it is empty" in result.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_many_portraits_are_shown_in_a_square() -> None:
     pictures = [np.full((4, 4, 3), i, dtype=np.uint8) for i in range(14)]
     page = square(pictures)

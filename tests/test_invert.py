@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def test_picture_becomes_a_scene_that_edit_opens(folder: Path) -> None:
         *("portrait.png", "mask.png", "mask_given.png", "views.png"),
     }
     report = json.loads((out / "inversion.json").read_text())
-    assert report["edit"] in result.output
+    assert f"{report['edit']} --export-mask {out}/m.png" in result.output
     assert read_mask(out / "mask_given.png", LABELS, 16)[8, 8] == LABELS.index("skin")
     words = report["edit"].split()[2:] + ["--export-mask", str(folder / "m.png"), "--device", "cpu"]
     assert CliRunner().invoke(edit, words).exit_code == 0
@@ -108,6 +109,7 @@ def test_mistakes_cost_one_line(folder: Path, tmp_path: Path) -> None:
     refused("not a picture", "--image", tmp_path / "text.png")
     refused("cannot read the picture", "--image", tmp_path / "none.png")
     refused("masks are square", "--mask", tmp_path / "tall-mask.png")
+    refused("it is empty", "--outdir", "")
     refused("both --yaw and --pitch", "--yaw", "0.1")
     refused("unknown key 'lr_poes'", "--set", "lr_poes=1")
     Generator(replace(TINY_GENERATOR, labels="catmask-hq")).save(tmp_path / "cat.safetensors")
@@ -180,12 +182,27 @@ def test_settings_that_cannot_work_leave_nothing(folder: Path, setting: str) -> 
     assert not out.exists() or not list(out.iterdir())
 
 
-def test_second_inversion_leaves_nothing_of_the_first(folder: Path) -> None:
+def test_second_inversion_leaves_nothing_of_the_first(folder: Path, monkeypatch) -> None:
     options = ("--mask", folder / "mask.png", "--outdir", folder / "twice", "--yaw", 0, "--pitch", 0)
     assert run(folder, *options).exit_code == 0
     assert (folder / "twice/generator.safetensors").exists()
     again = run(folder, *options, "--tune", 0)
     assert again.exit_code == 0 and f"{folder}/twice-2/views.png" in again.output
-    (folder / "twice/inversion.json").unlink()  # written last: what is there was cut short
+    (folder / "twice/inversion.json").unlink()  # written last: a writer that was stopped left the others
+    again = run(folder, *options, "--tune", 0)
+    assert again.exit_code == 0 and f"{folder}/twice-3/views.png" in again.output
+    monkeypatch.setattr("invert.free_folder", lambda wanted, results: wanted)
     assert run(folder, *options, "--tune", 0).exit_code == 0
     assert not list((folder / "twice").glob("generator.*"))
+
+
+def test_large_pictures_are_read_quietly_up_to_a_limit(folder: Path, monkeypatch) -> None:
+    options = ("--mask", folder / "mask.png", "--outdir", folder / "large", "--tune", 0, "--yaw", 0)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # of the 48 x 48 picture and mask: a warning
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        result = run(folder, *options, "--pitch", 0)
+    assert result.exit_code == 0, result.output
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    result = run(folder, *options, "--pitch", 0)
+    assert result.exit_code == 2 and "me.png is too large, more than 0 million pixels" in result.output

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import warnings
 from pathlib import Path
 
 import click
@@ -56,6 +58,21 @@ def is_edit(source: Path | str) -> bool:
     """Whether the generator that ``source`` names was learned by an edit."""
     path = find_network(source)
     return path.suffix == ".safetensors" and "edit" in checkpoint.load_meta(path)
+
+
+def warn_of_edit(source: Path | str) -> None:
+    """Warns whoever takes the generator that an edit learned for the edited portrait, which is a blend."""
+    if not is_edit(source):
+        return
+    path = find_network(source)
+    latent = path.parent / "latent.npz"
+    words = ["--network", checkpoint.load_meta(path)["edit"]["network"]]
+    words += ["--latent", str(latent)] if latent.exists() else []
+    warnings.warn(
+        f"{path} is the generator that an edit learned, which shows the edit everywhere and the rest of the "
+        f"portrait changed; to start again from the portrait before the edit: edit.py {shlex.join(words)}",
+        stacklevel=2,
+    )
 
 
 def find_network(source: Path | str) -> Path:

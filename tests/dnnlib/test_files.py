@@ -11,11 +11,18 @@ import sys
 import time
 from pathlib import Path
 
-import click
 import pytest
 
 from dnnlib.errors import UserError
-from dnnlib.files import OutFolder, atomic_path, claim_folder, free_folder, make_folder, read_json, sha256, write_json
+from dnnlib.files import (
+    atomic_path,
+    claim_folder,
+    free_folder,
+    make_folder,
+    read_json,
+    sha256,
+    write_json,
+)
 
 
 def test_success_replaces(tmp_path) -> None:
@@ -137,14 +144,6 @@ def test_what_cannot_be_written_has_the_name_that_was_given(tmp_path) -> None:
     with pytest.raises(FileNotFoundError) as error, atomic_path(path) as temporary:
         open(temporary, "rb")  # as where a file system takes no new files
     assert error.value.filename == str(path)
-
-
-def test_a_folder_without_a_name_is_refused() -> None:
-    assert OutFolder().convert("out/a", None, None) == Path("out/a")
-    assert OutFolder().convert(".", None, None) == Path(".")
-    for empty in ("", " "):
-        with pytest.raises(click.BadParameter, match="it is empty"):
-            OutFolder().convert(empty, None, None)
 
 
 def test_digest_of_a_file_of_several_blocks(tmp_path) -> None:

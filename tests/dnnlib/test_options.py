@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import click
 import pytest
 
-from dnnlib.options import PITCH, SEED, TRUNCATION, YAW, Finite, PictureFile
+from dnnlib.options import PITCH, SEED, TRUNCATION, YAW, Finite, OutFolder, PictureFile
 
 
 @pytest.mark.parametrize(
@@ -51,3 +52,11 @@ def test_pictures_are_named_by_their_format():
     for name in ("a", "a.foo", "png"):
         with pytest.raises(click.BadParameter, match="end its name in .png or .svg"):
             kind.convert(name, None, None)
+
+
+def test_a_folder_without_a_name_is_refused() -> None:
+    assert OutFolder().convert("out/a", None, None) == Path("out/a")
+    assert OutFolder().convert(".", None, None) == Path(".")
+    for empty in ("", " "):
+        with pytest.raises(click.BadParameter, match="it is empty"):
+            OutFolder().convert(empty, None, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tests.published_files import write_mate3d
 from torch_utils.legacy.__main__ import convert
 from training.config import TrainConfig
 from training.generator import Generator
-from training.network_source import find_network, open_network
+from training.network_source import find_network, open_network, warn_of_edit
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,6 +47,22 @@ def test_files_folders_pickles_and_hub_names(generator, tmp_path: Path, monkeypa
         opened = open_network(source)
         assert same(opened, ours), source
         assert not opened.training and not any(p.requires_grad for p in opened.parameters())
+
+
+def test_what_an_edit_learned_is_not_the_edited_portrait(generator, tmp_path: Path) -> None:
+    _, ours = generator
+    ours.save(
+        tmp_path / "edit" / "generator.safetensors", extra={"edit": {"network": "my faces.safetensors"}}
+    )
+    (tmp_path / "edit" / "latent.npz").write_bytes(b"")
+    found = f"--network 'my faces.safetensors' --latent {tmp_path}/edit/latent.npz"
+    with pytest.warns(UserWarning, match="the rest of the portrait changed") as caught:
+        warn_of_edit(tmp_path / "edit")
+    assert len(caught) == 1 and found in str(caught[0].message)
+    ours.save(tmp_path / "run" / "network.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_edit(tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["portraits-64", "portraits-128"])

@@ -20,8 +20,8 @@ from dnnlib.errors import UserError
 from dnnlib.files import make_folder, write_json
 from training.editing.inversion import Inversion, InversionSettings, Target, invert
 from training.editing.latents import save_latent
-from training.editing.report import psnr, versions
-from training.editing.session import read_square_mask, refuse_without_parts
+from training.editing.report import INVERSION, psnr, versions
+from training.editing.session import any_size, read_square_mask, refuse_without_parts
 from training.generator import Generator
 from training.network_source import encoder_of, find_network, open_network
 from training.networks.encoder import Encoder
@@ -30,7 +30,6 @@ from training.scene import camera_at, class_map, scene_of
 
 LATENT = "latent.npz"
 GENERATOR = "generator.safetensors"
-REPORT = "inversion.json"
 _YAWS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # of views.png
 _READ_LABELS = "ffhq-mask"  # classes that the bundled reader knows
 
@@ -121,7 +120,7 @@ def read_target(generator: Generator, options: PhotoOptions, say: Callable[[str]
             raise UserError(f"--mask is missing: nothing bundled reads {labels.name} masks off a picture")
         say("no --mask: the bundled reader makes one, which knows rendered portraits only")
         return Target(image, _read_off(image))
-    mask = read_square_mask(options.mask, labels, side, say)
+    mask = read_square_mask(options.mask, labels, side, say, enlarge=True)
     return Target(image, mask[None].to(options.device))
 
 
@@ -131,7 +130,8 @@ def _read_image(path: Path, side: int) -> Tensor:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the picture {path}: {error.strerror or error}") from error
-    picture = ImageOps.exif_transpose(decode_image(data, str(path)))
+    with any_size(path):
+        picture = ImageOps.exif_transpose(decode_image(data, str(path)))
     if picture.mode.startswith(("I", "F")):
         raise UserError(f"{path} has 16 bits a pixel or more: save it with 8")
     if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
@@ -194,7 +194,7 @@ def _write(
         "settings": config_files.to_dict(options.settings),
         "versions": versions(),
     }
-    write_json(folder / REPORT, {**vars(report), **details})
+    write_json(folder / INVERSION, {**vars(report), **details})
     return report
 
 

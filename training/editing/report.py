@@ -16,7 +16,10 @@ from training.editing.optimise import StepLosses
 from training.editing.region import EditRequest, RegionSettings, dilate, footprint_dilation
 
 _REPORTED = ("torch", "torchvision", "diffusers", "transformers", "numpy")
-REPORT = "report.json"  # what an edit writes last
+REPORT = "report.json"  # of an edit
+INVERSION = "inversion.json"  # the same of an inversion
+# a folder with one of them holds an edit or an inversion, of which these are what took minutes
+RESULTS = ("generator.safetensors", "latent.npz", REPORT, INVERSION)
 _LARGEST_PSNR = 99.0  # of equal pictures, whose PSNR is infinite: JSON has no infinity
 
 

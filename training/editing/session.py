@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from training.editing.export import save_edit, write_meshes, write_pictures, wri
 from training.editing.keep import Embeddings
 from training.editing.latents import load_latent
 from training.editing.optimise import EditOptimiser, EditResult, StepLosses
-from training.editing.region import EditRequest, edited_classes
+from training.editing.region import EditRequest, edited_classes, in_classes
 from training.editing.report import (
     REPORT,
     Report,
@@ -56,6 +58,7 @@ class SourceOptions:
     acceleration: Acceleration = Acceleration()
 
 
+_STRAY = 0.02  # share of the repainted pixels that may belong to no named class unsaid
 _MANY_CLASSES = 3  # what one change moves; masks of another portrait move more, three times in four
 
 
@@ -71,6 +74,9 @@ class EditOptions:
     controlnet: str | None = None
     prior_memory: PriorMemory = PriorMemory()
     classes: tuple[str, ...] = ()  # empty: those that differ between the masks
+    refuse_absent: bool = (
+        False  # classes that neither mask has; lists of cases count such an edit as it comes
+    )
     settings: EditSettings = EditSettings()
     command: str = ""
 
@@ -158,21 +164,27 @@ def run_edit(source_options: SourceOptions, options: EditOptions, say: Say) -> R
     optimised = time.monotonic()
     if result.interrupted:
         say(f"stopped after {len(result.losses)} steps: writing what there is")
+
+    def write_report() -> Report:
+        seconds = {
+            "prepare": round(prepared - started, 2),
+            "optimise": round(optimised - prepared, 2),
+            "export": round(time.monotonic() - optimised, 2),
+        }
+        report = _report(options, result, views, source.labels, seconds, torch.device(device))
+        report.save(options.outdir / REPORT)
+        return report
+
     with torch.no_grad():
         after = result.after.scene()
         views = write_pictures(options.outdir, source.scene, after, source.camera)
         save_edit(options.outdir, result, source_options.network)
+        if not result.interrupted:  # measurements know by a missing report which edit they make again
+            write_report()  # what follows takes long, and who stops it keeps the edit
         if not write_meshes(options.outdir, after, options.settings.export.mesh_resolution):
             say("the edited portrait has no surface in its box: no mesh is written")
         write_video(options.outdir, source.scene, after, options.settings.export.frames)
-    seconds = {
-        "prepare": round(prepared - started, 2),
-        "optimise": round(optimised - prepared, 2),
-        "export": round(time.monotonic() - optimised, 2),
-    }
-    report = _report(options, result, views, source.labels, seconds, torch.device(source_options.device))
-    report.save(options.outdir / REPORT)
-    return report
+    return write_report()  # again, with the whole time and memory
 
 
 def read_request(source: Source, options: EditOptions, say: Say) -> EditRequest:
@@ -186,6 +198,7 @@ def read_request(source: Source, options: EditOptions, say: Say) -> EditRequest:
         classes = tuple(sorted({source.labels.index(name) for name in options.classes}))
         if 0 in classes:
             raise UserError("background cannot be edited as a class: repaint it as what should grow there")
+        _check_named(requested, rendered, classes, options, source.labels, say)
     else:
         classes = edited_classes(requested, rendered)
         if len(classes) > _MANY_CLASSES:
@@ -196,16 +209,87 @@ def read_request(source: Source, options: EditOptions, say: Say) -> EditRequest:
     return EditRequest(requested, rendered, source.camera, classes)
 
 
-def read_square_mask(path: Path, labels: LabelSet, side: int, say: Say) -> torch.Tensor:
-    """The classes (side, side) int64 of a square mask file of any size."""
-    mask = read_mask(path, labels)
+def _check_named(
+    requested: torch.Tensor,
+    rendered: torch.Tensor,
+    classes: tuple[int, ...],
+    options: EditOptions,
+    labels: LabelSet,
+    say: Say,
+) -> None:
+    """What can be wrong once classes are named: a mask is not repainted then, or with other classes."""
+    seen = in_classes(requested, classes) | in_classes(rendered, classes)
+    if options.refuse_absent and not seen.any():
+        absent = " or ".join(labels.names[c] for c in classes)
+        raise UserError(
+            f"--classes: no {absent} in the portrait or in {options.mask}: paint it, or name what is there"
+        )
+    changed = requested != rendered
+    if not changed.any() and _plain(options.prompt) == _plain(options.source_prompt):
+        raise UserError(
+            "--prompt says what --source-prompt says, and nothing is repainted: there is nothing to change"
+        )
+    left = changed & ~seen
+    if int(left.sum()) > _STRAY * int(changed.sum()):
+        # what was painted, and of what was erased what it was
+        painted = torch.where(requested == 0, rendered, requested)[left].unique()
+        others = ", ".join(labels.names[int(c)] for c in painted)
+        say(
+            f"{options.mask} also repaints {others}, which --classes does not name: the edit is not about "
+            "that and mask_iou does not count it; name it too, or leave --classes out"
+        )
+
+
+def _plain(prompt: str) -> str:
+    """A prompt without what makes no difference."""
+    return " ".join(prompt.split()).casefold()
+
+
+@contextmanager
+def any_size(path: Path) -> Iterator[None]:
+    """Around the reading of a picture: no warning where it is large, one line where it is too large."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    except UserError as error:
+        if not isinstance(error.__cause__, Image.DecompressionBombError):
+            raise
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
+        raise UserError(f"{path} is too large, more than {most} million pixels: make it smaller") from error
+
+
+def read_square_mask(
+    path: Path, labels: LabelSet, side: int, say: Say, *, enlarge: bool = False
+) -> torch.Tensor:
+    """The classes (side, side) int64 of a square mask file; a smaller one only with ``enlarge``, because an
+    edit would take its coarse outlines for repainted ones."""
+    with any_size(path):
+        if _is_black_and_white(path):
+            raise UserError(
+                f"{path} is black and white, 1 bit a pixel: paint the classes in their colours "
+                "(--export-mask writes a mask that has them) and save it as palette or RGB PNG"
+            )
+        mask = read_mask(path, labels)
     size = f"{path} is {mask.shape[1]}x{mask.shape[0]}"
     if mask.shape[0] != mask.shape[1]:
         raise UserError(f"{size}; masks are square, {side}x{side} for this network")
+    if mask.shape[0] < side and not enlarge:
+        raise UserError(
+            f"{size}, smaller than the {side}x{side} of this network: get one of that size with --export-mask"
+        )
     if mask.shape[0] != side:
         say(f"{size}: resized to {side}x{side} by nearest neighbours")
         mask = np.asarray(Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST))
     return torch.from_numpy(mask.astype(np.int64))
+
+
+def _is_black_and_white(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            return picture.mode == "1"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False  # who reads it to its end says what is wrong
 
 
 def _load_clip(device: str) -> Embeddings:
