@@ -88,11 +88,11 @@ class Vocabulary:
             raise UserError(f"{option} has no word that is known: {self._message(unknown)}")
 
     def known_part(self, text: str) -> str:
-        """``text`` without its unknown words; each of those is warned about once."""
+        """``text`` without its unknown words and signs; each of the words is warned about once."""
         unknown = self.unknown(text)
         if not unknown:
             return text
-        if fresh := [word for word in unknown if word not in self._told]:
+        if fresh := [word for word in unknown if word not in self._told and word[0].isalnum()]:
             self._told.update(fresh)
             warnings.warn(self._message(fresh), stacklevel=3)
         return " ".join(word for word in split_words(text) if word not in unknown)

@@ -45,6 +45,7 @@ def test_an_unknown_word_is_left_out_and_warned_about_once():
         warnings.simplefilter("error")
         assert vocabulary.known_part("moustache") == ""
         assert vocabulary.known_part("A Man") == "A Man"
+        assert vocabulary.known_part("a man, with beard!!") == "a man , with beard"  # a sign means little
 
 
 def test_an_open_vocabulary_knows_everything():
