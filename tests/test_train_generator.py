@@ -110,6 +110,10 @@ def test_run_goes_on_from_its_folder_alone(tmp_path: Path, pictures: Path):
     again = call("--cfg", tiny_file(tmp_path), "--data", pictures, "--outdir", out)
     assert again.exit_code == 2
     assert f"--resume {out}" in again.output
+    config = (out / "config.yaml").read_text()
+    less = call("--resume", out, "--kimg", 0.004)
+    assert less.exit_code == 0 and "has had 0.008 of 0.004 kimg" in less.output
+    assert (out / "config.yaml").read_text() == config
     more = call("--resume", out, "--kimg", 0.016)
     assert more.exit_code == 0, more.output
     lines = [json.loads(line) for line in (out / "stats.jsonl").read_text().splitlines()]

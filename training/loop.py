@@ -408,6 +408,11 @@ def train(
     device = distributed.init()
     try:
         trainer = Trainer(config, outdir, device, resume, fresh_judges)
+        if trainer.finished and trainer.progress.total:
+            if distributed.is_main():
+                had = f"{trainer.progress.images / 1000:g} of {config.kimg:g} kimg"
+                print(f"nothing is left to train: the adversarial phase has had {had}; give a larger --kimg")
+            return trainer
         finished = trainer.run(minutes)
         if distributed.is_main():
             what = "finished" if finished else "stopped"
