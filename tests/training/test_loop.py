@@ -207,13 +207,18 @@ def test_time_limit_ends_the_run_in_good_order(tiny, tmp_path: Path):
 
 
 def test_the_first_signal_says_what_a_second_would_do(capsys):
-    with StopSignals(None, CPU) as stop:
-        assert not stop.asked()
-        signal.raise_signal(signal.SIGINT)
-        assert stop.asked()
-        assert "again ends it at once" in capsys.readouterr().err
-        with pytest.raises(KeyboardInterrupt):
+    # a shell's background job begins with Ctrl-C ignored
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with StopSignals(None, CPU) as stop:
+            assert not stop.asked()
             signal.raise_signal(signal.SIGINT)
+            assert stop.asked()
+            assert "again ends it at once" in capsys.readouterr().err
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def test_a_picture_that_goes_bad_costs_nothing_learned(tiny, tmp_path: Path):
