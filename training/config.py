@@ -36,7 +36,7 @@ class CameraConfig:
         check_least(self, 0, "generator.camera.near")
         if self.near >= self.far:
             raise UserError(
-                f"generator.camera.near is {self.near:g} and far {self.far:g}: rays begin before they end"
+                f"generator.camera.near is {self.near:g}, far {self.far:g}: rays must begin before they end"
             )
 
 
