@@ -28,10 +28,17 @@ class Recorder:
     the next call.
     """
 
-    def __init__(self, device: torch.device | str = "cpu", enabled: bool = False) -> None:
-        """``enabled`` counts on CUDA only; elsewhere functions simply run."""
+    def __init__(
+        self, device: torch.device | str = "cpu", enabled: bool = False, *, used_at_once: bool = False
+    ) -> None:
+        """``enabled`` counts on CUDA only; elsewhere functions simply run.
+
+        ``used_at_once``: each result is used up before the next function runs. Then all recordings may work
+        in the same memory, where otherwise each has its own.
+        """
         self.enabled = enabled and torch.device(device).type == "cuda"
         self._stream = torch.cuda.Stream(device) if self.enabled else None
+        self._pool = torch.cuda.graph_pool_handle() if self.enabled and used_at_once else None
         self._records: dict[str, _Record] = {}
 
     @contextmanager
@@ -52,15 +59,16 @@ class Recorder:
         wanted = _signature(arguments)
         record = self._records.get(name)
         if record is None or record.signature != wanted:
-            record = self._records[name] = _Record(wanted)
+            record = self._records[name] = _Record(wanted, self._pool)
         return record.run(function, arguments)
 
 
 class _Record:
     """One function with one signature."""
 
-    def __init__(self, signature: tuple) -> None:
+    def __init__(self, signature: tuple, pool: tuple[int, int] | None) -> None:
         self.signature = signature
+        self.pool = pool
         self.calls = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.arguments: Any = None
@@ -75,7 +83,10 @@ class _Record:
             self.graph = torch.cuda.CUDAGraph()
             # other threads (of a loader that pins memory) may go on meanwhile
             with torch.cuda.graph(
-                self.graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+                self.graph,
+                pool=self.pool,
+                stream=torch.cuda.current_stream(),
+                capture_error_mode="thread_local",
             ):
                 self.result = function(*self.arguments)
         _map(lambda kept, new: kept.copy_(new), self.arguments, arguments)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets.masked_images import Batch
+from tests.training.recordable import Watch, refuse_tensors_of_the_host
 from training.adversarial import AdversarialPhase
 from training.curves import Curves
 from training.graphs import Recorder
@@ -21,31 +21,6 @@ from training.updates import FiniteGuard
 from training.warmstart import WarmStartPhase
 
 META = torch.device("meta")
-# what reads a value of the device, or makes a tensor whose size depends on values
-READING = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "equal", "_unique2"}
-
-
-class Watch(TorchDispatchMode):
-    """Collects what a CUDA graph cannot hold: values that are read, and copies from one device to another."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        name = func._overloadpacket.__name__
-        tensors = [x for x in args if isinstance(x, Tensor)]
-        masks = (
-            [x for x in args[1] or () if x is not None and x.dtype == torch.bool] if name == "index" else []
-        )
-        if name in READING or masks:
-            self.found.append(name)
-        if name in ("_to_copy", "copy_") and tensors:
-            to = torch.device(kwargs.get("device") or tensors[0].device)
-            if {to.type, tensors[-1].device.type} == {"cpu", "meta"}:
-                self.found.append(f"{name} from {tensors[-1].device} to {to}")
-        return func(*args, **kwargs)
 
 
 def batch(count: int, side: int) -> Batch:
@@ -57,10 +32,6 @@ def batch(count: int, side: int) -> Batch:
         normals=torch.zeros(count, 3, side, side, device=META),
         depth=torch.zeros(count, 1, side, side, device=META),
     )
-
-
-def from_the_host(*arguments, **_):
-    raise AssertionError(f"numbers of the host go to the device: {arguments}")
 
 
 @pytest.mark.parametrize("phase", [WarmStartPhase, AdversarialPhase])
@@ -80,8 +51,7 @@ def test_steps_read_nothing_back(tiny, monkeypatch, phase):
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: None)  # the fused one has no meta kernel
     context = Context(config, build_models(config, META), Curves(), FiniteGuard(0), META)
     steps = phase(context)
-    for owner, name in ((torch, "tensor"), (torch, "as_tensor"), (Tensor, "new_tensor")):
-        monkeypatch.setattr(owner, name, from_the_host)  # to 'meta' they copy nothing, to CUDA they wait
+    refuse_tensors_of_the_host(monkeypatch)
     with Watch() as watch:
         for images in (0, 4):
             steps.step(batch(4, config.generator.resolution), images)

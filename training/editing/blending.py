@@ -27,12 +27,17 @@ class BlendedField:
     Importance samples come from the blend itself. A union of both generators' samples, each on its own, would
     look in two places where the blend cannot have a surface: the learned field outside the region and the
     frozen one inside.
+
+    ``everywhere``: both fields are evaluated at all points, and one of their values is taken. That is twice
+    the work, but nothing depends on how many points are inside, as a recorded step needs
+    (:mod:`training.graphs`).
     """
 
-    def __init__(self, frozen: Field, learned: Field, region: Region) -> None:
+    def __init__(self, frozen: Field, learned: Field, region: Region, *, everywhere: bool = False) -> None:
         self.frozen = frozen
         self.learned = learned
         self.region = region
+        self.everywhere = everywhere
 
     def sdf(self, points: Tensor) -> Tensor:
         return self._select(points, lambda field, flat: (field.sdf(flat),))[0]
@@ -61,7 +66,10 @@ class BlendedField:
         """Each of ``values(field, points)`` from the field that is seen there, (N, M, K)."""
         flat = points.reshape(1, -1, 3)
         inside = self.region.contains(flat[0])  # (N M,)
-        if not inside.any():
+        if self.everywhere:
+            pairs = zip(values(self.learned, flat), values(self.frozen, flat), strict=True)
+            blended = tuple(torch.where(inside[:, None], *pair) for pair in pairs)
+        elif not inside.any():
             blended = values(self.frozen, flat)
         elif inside.all():
             blended = values(self.learned, flat)

@@ -1,6 +1,8 @@
 """What holds an edit in place: the requested mask, and the source outside the region (method section 4.7).
 
-Pure functions on tensors. P classes, (N, R, S) samples along R rays of N views.
+Pure functions on tensors. P classes, (N, R, S) samples along R rays of N views. Terms that are means over
+chosen points pick these out; with ``whole`` they are computed at all points and the others get no weight, so
+that no tensor's size depends on values, as a recorded step needs (:mod:`training.graphs`).
 """
 
 from __future__ import annotations
@@ -41,10 +43,11 @@ def mask_cross_entropy(mask: Tensor, requested: Tensor, changed: Tensor) -> Tens
 
 
 def _half_on(loss: Tensor, changed: Tensor) -> Tensor:
-    """Mean in which the repainted pixels weigh as much as all others together."""
-    if not changed.any() or changed.all():
-        return loss.mean()
-    return 0.5 * (loss[changed].mean() + loss[~changed].mean())
+    """Mean in which the repainted pixels weigh as much as all others together, where there are both."""
+    count = changed.sum()
+    weights = torch.where(changed, 0.5 / count, 0.5 / (changed.numel() - count))
+    one_kind = (count == 0) | (count == changed.numel())
+    return (loss * torch.where(one_kind, 1 / changed.numel(), weights)).sum()
 
 
 def resize_classes(classes: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
@@ -113,37 +116,58 @@ def clip_direction(clip: Embeddings, before: Tensor, after: Tensor, words: Tenso
     return 1 - ((change * wanted).sum(1) / length).mean()
 
 
-def sdf_outside(frozen: Field, learned: Field, region: Region, points: Tensor) -> Tensor:
+class _Chosen:
+    """Those of many points that a mean is over."""
+
+    def __init__(self, mask: Tensor, whole: bool) -> None:
+        """mask: (...) bool."""
+        self.mask = mask
+        self.whole = whole
+
+    def of(self, x: Tensor) -> Tensor:
+        """x (..., K) at the chosen points, (M, K); whole: at all points."""
+        return x.flatten(0, -2) if self.whole else x[self.mask]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of values (M, K) made of what :meth:`of` gave; 0 where nothing is chosen."""
+        if not self.whole:
+            return values.mean() if len(values) else values.sum()
+        mask = self.mask.reshape(-1, 1)
+        return values.where(mask, 0.0).sum() / (mask.sum() * values.shape[1]).clamp_min(1)
+
+
+def sdf_outside(
+    frozen: Field, learned: Field, region: Region, points: Tensor, *, whole: bool = False
+) -> Tensor:
     """Mean |s - s_frozen| + mean_p |s_p - s_p_frozen| over those points (K, 3) that are outside the region.
 
     The blend never shows these values; they are kept because the learned field's classes enlarge the region,
     and because a backbone that drifts where nobody looks drifts at the region's border as well.
     """
-    points = points[~region.contains(points)][None]
+    outside = _Chosen(~region.contains(points), whole)
+    points = outside.of(points)[None]
     if points.shape[1] == 0:
         return points.new_zeros(())
     with torch.no_grad():
         target = frozen.query(points, colour=False, parts=True)
     value = learned.query(points, colour=False, parts=True)
-    return (value.sdf - target.sdf).abs().mean() + (value.part_sdf - target.part_sdf).abs().mean()
+    pairs = (value.sdf, target.sdf), (value.part_sdf, target.part_sdf)
+    return sum(outside.mean((now - before).abs()[0]) for now, before in pairs)
 
 
-def eikonal_inside(samples: RaySamples, region: Region) -> Tensor:
+def eikonal_inside(samples: RaySamples, region: Region, *, whole: bool = False) -> Tensor:
     """Mean (|grad s| - 1)^2 over the samples inside the region."""
-    gradient = samples.gradient[region.contains(samples.points)]
-    if len(gradient) == 0:
-        return samples.sdf.new_zeros(())
+    inside = _Chosen(region.contains(samples.points), whole)
     # + 1e-12: the norm has no derivative at zero, which outside the planes' box happens
-    return ((gradient.square().sum(-1) + 1e-12).sqrt() - 1).square().mean()
+    norm = (inside.of(samples.gradient).square().sum(-1, keepdim=True) + 1e-12).sqrt()
+    return inside.mean((norm - 1).square())
 
 
-def consistency_inside(samples: RaySamples, region: Region) -> Tensor:
+def consistency_inside(samples: RaySamples, region: Region, *, whole: bool = False) -> Tensor:
     """Mean (max(s, 0) - min_p max(s_p, 0))^2 over the samples inside the region.
 
     Unlike in training no side is detached: parts that the requested mask moved take the global surface along.
     """
-    inside = region.contains(samples.points)
-    if not inside.any():
-        return samples.sdf.new_zeros(())
-    union = samples.part_sdf[inside].clamp_min(0).amin(-1)
-    return (samples.sdf[inside][:, 0].clamp_min(0) - union).square().mean()
+    inside = _Chosen(region.contains(samples.points), whole)
+    union = inside.of(samples.part_sdf).clamp_min(0).amin(-1, keepdim=True)
+    return inside.mean((inside.of(samples.sdf).clamp_min(0) - union).square())

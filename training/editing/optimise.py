@@ -4,6 +4,10 @@ Each step renders M's camera and some other views of the blend, encodes the pict
 the prior, asks the objective for gradients, and adds what must be kept. Everything about a view that does not
 change (the source's picture, its latents, its condition) is computed once: that is why the views are a fixed
 few.
+
+A step of a small model is thousands of small kernels, which a GPU does faster than Python can ask for them.
+So all of a step but what is drawn for it and Adam's update is one function of tensors, which
+:mod:`training.graphs` records on CUDA.
 """
 
 from __future__ import annotations
@@ -22,11 +26,12 @@ from training import distillation
 from training.distillation import Branch, Noising
 from training.editing import keep
 from training.editing.portrait import EditedPortrait, LearnedCopy
-from training.editing.region import EditRequest, RegionBuilder
+from training.editing.region import EditRequest, Region, RegionBuilder
 from training.editing.settings import EditSettings
 from training.editing.views import EditPrior, View, renewed, source_views
 from training.field import Field
 from training.generator import Rendering, Want
+from training.graphs import Recorder
 from training.prior import NORMAL_PREFIX
 from training.rendering.renderer import RaySamples
 from training.scene import Scene, class_map, normal_picture
@@ -72,6 +77,26 @@ class _Prompts:
     negative: Tensor
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """What is drawn and counted for one step, outside of what is recorded."""
+
+    noise: Tensor  # of the latents of all pictures, texture first
+    points: Tensor  # (K, 3) of the box, world units, where the SDFs are kept
+    timestep: Tensor  # () int64
+    weight: Tensor  # () distillation.clean_latent_weight of it
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What one step finds, all ()."""
+
+    texture: Tensor  # root mean squares of the distillation gradients
+    geometry: Tensor
+    total: Tensor
+    kept: tuple[Tensor, ...]  # in the order of EditOptimiser.terms
+
+
 class EditOptimiser:
     """Edits one portrait.
 
@@ -103,6 +128,8 @@ class EditOptimiser:
         self.labels = label_set(config.labels)
         self.marching = config.marching
         self.random = torch.Generator().manual_seed(settings.seed)
+        self.recorder = Recorder(request.camera.device, settings.cuda_graphs, used_at_once=True)
+        self.whole = self.recorder.enabled  # no sizes that depend on values: more work, but recordable
         with torch.no_grad():
             self.prompts = _embed(prior, prompt, source_prompt)
             sentences = self.prompts[0].edited, self.prompts[0].source
@@ -117,6 +144,7 @@ class EditOptimiser:
         )
         learned = LearnedCopy(source.generator, source.ws)
         self.portrait = EditedPortrait(source, learned, self.regions.build())
+        self._share = self.portrait.region.share
         self.optimiser = torch.optim.Adam(
             [
                 {
@@ -153,57 +181,88 @@ class EditOptimiser:
         settings = self.settings
         if index and index % settings.region_every == 0:
             self.renew_region()
+        with self.recorder.stream():
+            return self._step(index)
+
+    def _step(self, index: int) -> StepLosses:
+        settings = self.settings
         # the eikonal term needs the normals' gradient whether or not their pictures are distilled
         wanted = self.objective.geometry or settings.weights.eikonal > 0
         geometry = wanted and index % settings.geometry_every == 0
         chosen = self._draw_views()
-        learned = self.portrait.learned()
-        camera = torch.cat([self.views[i].camera for i in chosen])
-        rendering = self.portrait.scene(learned).render(
-            camera,
-            Want(normals=geometry, samples=True),
-            deterministic=not settings.jitter,
-            chunk=settings.chunk,
-            proposals=self._proposals(learned),
-        )
-        classes = class_map(rendering).split(1)
-        views = [self._now(i, self.views[i], seen) for i, seen in zip(chosen, classes, strict=True)]
-
         timestep = distillation.annealed_timestep(
             index / max(1, settings.steps - 1),
             len(self.prior.alphas_cumprod),
             settings.first_timestep,
             settings.last_timestep,
         )
-        distilled, sizes = self._distil(rendering, views, timestep)
-        kept = self._kept(rendering, views, learned, own=chosen.index(0) if 0 in chosen else None)
-        weights = settings.weights
-        total = weights.distillation * distilled + sum(
-            getattr(weights, name) * value for name, value in kept.items()
-        )
-        self.optimiser.zero_grad(set_to_none=True)
-        total.backward(inputs=self._learned)  # not points too, as far as the engine can leave them out
+        own = 0 if chosen[0] == 0 else None
+        views = [self.views[i] for i in chosen]
+        what = f"step{' with normals' if geometry else ''}{'' if own is None else ' at M'}"
+        inputs = views, self._draw(views, geometry, timestep), self.portrait.region
+        gradients, measured = self.recorder.run(what, self._gradients, *inputs, geometry, own)
+        for parameter, gradient in zip(self._learned, gradients, strict=True):
+            parameter.grad = gradient
         self._update(index)
+        numbers = torch.stack([measured.texture, measured.geometry, measured.total, *measured.kept]).tolist()
+        names = ("texture", "geometry", "total", *self.terms)
         return StepLosses(
-            step=index,
-            timestep=timestep,
-            texture=sizes[0],
-            geometry=sizes[1],
-            region=self.portrait.region.share,
-            total=float(total.detach()),
-            **{name: float(value.detach()) for name, value in kept.items()},
+            step=index, timestep=timestep, region=self._share, **dict(zip(names, numbers, strict=True))
         )
 
     @torch.no_grad()
     def renew_region(self) -> None:
         """The region, from the model as it is now."""
         self.portrait = replace(self.portrait, region=self.regions.build(self.portrait.learned()))
+        self._share = self.portrait.region.share
 
-    def _now(self, index: int, view: View, classes: Tensor) -> View:
-        """The view with what is wanted there now: at M's camera always M, elsewhere what the model shows."""
-        if index == 0:
-            return view
-        return renewed(view, classes, self.prior, self.labels, self.request, self.settings)
+    def _draw(self, views: list[View], geometry: bool, timestep: int) -> _Drawn:
+        device = self.request.camera.device
+        latents = views[0].source_latents
+        pictures = len(views) * len(self._shares(geometry))
+        noise = torch.randn((pictures, *latents.shape[1:]), generator=self.random)
+        points = torch.rand(self.settings.keep_points, 3, generator=self.random) - 0.5
+        weight = distillation.clean_latent_weight(timestep, self.prior.alphas_cumprod)
+        return _Drawn(
+            noise=noise.to(latents),
+            points=points.to(device) * self.box_warp,
+            timestep=torch.tensor(timestep, device=device),
+            weight=torch.tensor(weight, device=device),
+        )
+
+    def _gradients(
+        self, views: list[View], drawn: _Drawn, region: Region, geometry: bool, own: int | None
+    ) -> tuple[tuple[Tensor | None, ...], _Measured]:
+        """The gradients of what is learned, and what was measured on the way.
+
+        ``own``: which of the views is M's.
+        """
+        learned = self.portrait.learned()
+        rendering = (
+            replace(self.portrait, region=region)
+            .scene(learned, everywhere=self.whole)
+            .render(
+                torch.cat([view.camera for view in views]),
+                Want(normals=geometry, samples=True),
+                deterministic=not self.settings.jitter,
+                chunk=self.settings.chunk,
+                proposals=self._proposals(learned),
+            )
+        )
+        classes = class_map(rendering).split(1)
+        # what is wanted there now: at M's camera always M, elsewhere what the model shows
+        views = [
+            view if i == own else renewed(view, seen, self.prior, self.labels, self.request, self.settings)
+            for i, (view, seen) in enumerate(zip(views, classes, strict=True))
+        ]
+        distilled, sizes = self._distil(rendering, views, drawn)
+        kept = self._kept(rendering, views, learned, region, drawn.points, own)
+        weights = self.settings.weights
+        total = weights.distillation * distilled + sum(
+            getattr(weights, name) * value for name, value in kept.items()
+        )
+        gradients = torch.autograd.grad(total, self._learned, allow_unused=True)
+        return gradients, _Measured(*sizes, total.detach(), tuple(kept[name].detach() for name in self.terms))
 
     def _proposals(self, learned: Field) -> list[Field]:
         """Fields that choose the importance samples; none: the blend itself does."""
@@ -215,20 +274,24 @@ class EditOptimiser:
         """Views of this step: M's, then others without repetition; of a single one, M's every other time."""
         count = self.settings.views_per_step
         if count == 1:
-            return [0] if torch.rand((), generator=self.random) < 0.5 else [self._draw(1)[0]]
-        return [0, *self._draw(count - 1)]
+            return [0] if torch.rand((), generator=self.random) < 0.5 else self._draw_others(1)
+        return [0, *self._draw_others(count - 1)]
 
-    def _draw(self, count: int) -> list[int]:
+    def _draw_others(self, count: int) -> list[int]:
         return (torch.randperm(len(self.views) - 1, generator=self.random)[:count] + 1).tolist()
 
-    def _distil(
-        self, rendering: Rendering, views: list[View], timestep: int
-    ) -> tuple[Tensor, tuple[float, float]]:
-        """Surrogate loss of the blended gradients, per view, and the root mean squares of both."""
+    def _shares(self, normals: bool) -> list[float]:
+        """Shares of the kinds of pictures that are distilled, texture first; ``normals``: are there any?"""
         share = self.settings.weights.geometry if self.objective.geometry else 0.0
-        shares = [1 - share]  # texture first
-        if share and rendering.normals is not None:
-            shares.append(share * self.settings.geometry_every)  # it is left out of the steps between
+        if share and normals:
+            return [1 - share, share * self.settings.geometry_every]  # it is left out of the steps between
+        return [1 - share]
+
+    def _distil(
+        self, rendering: Rendering, views: list[View], drawn: _Drawn
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Surrogate loss of the blended gradients, per view, and the root mean squares of both."""
+        shares = self._shares(rendering.normals is not None)
         prompts = self.prompts[: len(shares)]
         encoded = [self.prior.encode(rendering.image)]
         source_latents = [view.source_latents for view in views]
@@ -250,26 +313,40 @@ class EditOptimiser:
             negative,
             _conditions([view.source_condition for view in views], len(shares)),
         )
-        noise = torch.randn(latents.shape, generator=self.random).to(latents)
-        noising = Noising(torch.full((len(latents),), timestep, device=latents.device), noise)
+        noising = Noising(drawn.timestep.expand(len(latents)), drawn.noise)
         gradient = self.objective.gradient(
             self.prior, edited, source if self.objective.paired else None, noising, self.settings.guidance
         )
         if self.objective.paired:
-            gradient = gradient * distillation.clean_latent_weight(timestep, self.prior.alphas_cumprod)
+            gradient = gradient * drawn.weight
         # Outside the footprint the picture should not change. A new class that a view does not show yet has
         # no footprint there: until it shows, M's view alone brings it.
         footprint = torch.cat([view.footprint for view in views]).repeat(len(shares), 1, 1)[:, None]
         gradient = gradient * functional.adaptive_max_pool2d(footprint.float(), gradient.shape[-2:])
-        sizes = [part.square().mean().sqrt().item() for part in gradient.split(len(views))] + [0.0]
-        blend = gradient.new_tensor(shares).repeat_interleave(len(views)) * len(shares)
-        return distillation.surrogate(latents, gradient * blend.view(-1, 1, 1, 1)), (sizes[0], sizes[1])
+        parts = gradient.split(len(views))
+        sizes = [part.square().mean().sqrt() for part in parts] + [gradient.new_zeros(())]
+        blend = torch.cat([part * (s * len(shares)) for part, s in zip(parts, shares, strict=True)])
+        return distillation.surrogate(latents, blend), (sizes[0], sizes[1])
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the terms that keep something."""
+        return (
+            *(() if self.clip is None else ("clip",)),
+            *("mask", "image", "sdf", "eikonal", "consistency"),
+        )
 
     def _kept(
-        self, rendering: Rendering, views: list[View], learned: Field, own: int | None
+        self,
+        rendering: Rendering,
+        views: list[View],
+        learned: Field,
+        region: Region,
+        points: Tensor,
+        own: int | None,
     ) -> dict[str, Tensor]:
         """The terms of method section 4.7, unweighted. ``own``: which of the views is M's."""
-        request, samples, region = self.request, rendering.samples, self.portrait.region
+        request, samples = self.request, rendering.samples
         mask = rendering.image.new_zeros(())
         if own is not None:
             rays = keep.mask_likelihood(
@@ -277,7 +354,6 @@ class EditOptimiser:
             )
             final = keep.mask_cross_entropy(rendering.mask[own : own + 1], request.requested, request.changed)
             mask = 0.5 * (rays + final)
-        points = torch.rand(self.settings.keep_points, 3, generator=self.random) - 0.5
         sources = torch.cat([view.source_image for view in views])
         clip = {}
         if self.clip is not None:
@@ -290,18 +366,16 @@ class EditOptimiser:
                 sources,
                 torch.cat([view.footprint for view in views]),
             ),
-            "sdf": keep.sdf_outside(
-                self.source.field, learned, region, points.to(request.camera) * self.box_warp
-            ),
-            "eikonal": keep.eikonal_inside(samples, region)
+            "sdf": keep.sdf_outside(self.source.field, learned, region, points, whole=self.whole),
+            "eikonal": keep.eikonal_inside(samples, region, whole=self.whole)
             if samples.gradient is not None
             else mask.new_zeros(()),
-            "consistency": keep.consistency_inside(samples, region),
+            "consistency": keep.consistency_inside(samples, region, whole=self.whole),
         }
 
     def _update(self, index: int) -> None:
         """Adam's step; a step with non-finite gradients is left out, counted, and too many end the edit."""
-        if not all_finite([p.grad for p in self._learned if p.grad is not None]):
+        if not all_finite([p.grad for p in self._learned if p.grad is not None]):  # the one wait of a step
             self._nonfinite += 1
             if self._nonfinite > self.settings.max_nonfinite:
                 raise UserError(

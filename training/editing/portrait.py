@@ -60,7 +60,9 @@ class EditedPortrait:
     learned: LearnedCopy
     region: Region
 
-    def scene(self, learned: Field | None = None) -> Scene:
-        """The blend; differentiable in the learned half. ``learned`` is a field that the copy made before."""
-        field = BlendedField(self.source.field, self.learned() if learned is None else learned, self.region)
+    def scene(self, learned: Field | None = None, *, everywhere: bool = False) -> Scene:
+        """The blend; differentiable in the learned half. ``learned`` is a field that the copy made before,
+        ``everywhere`` as :class:`BlendedField` has it."""
+        learned = self.learned() if learned is None else learned
+        field = BlendedField(self.source.field, learned, self.region, everywhere=everywhere)
         return Scene(self.source.generator, self.source.ws, field)

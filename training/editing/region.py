@@ -123,7 +123,10 @@ class Region:
 
 def in_classes(class_map: Tensor, classes: tuple[int, ...]) -> Tensor:
     """Bool of class_map's shape: the class is one of ``classes``."""
-    return torch.isin(class_map, torch.tensor(classes, device=class_map.device, dtype=class_map.dtype))
+    shown = torch.zeros_like(class_map, dtype=torch.bool)
+    for c in classes:  # few; a list of them would have to be copied to the device
+        shown |= class_map == c
+    return shown
 
 
 def edited_classes(

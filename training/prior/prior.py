@@ -7,6 +7,7 @@ counts noise levels from 0 (clean) to T - 1: z_t = sqrt(a_t) z + sqrt(1 - a_t) e
 
 from __future__ import annotations
 
+import functools
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -157,8 +158,8 @@ class Prior(nn.Module):
         if self.controlnet is None:
             warnings.warn("the prior has no ControlNet and does not see the mask: give one", stacklevel=2)
             return None
-        palette = torch.tensor(labels.palette, dtype=torch.float32, device=masks.device) / 255
-        return resize_nearest(palette[masks.long()].permute(0, 3, 1, 2), self.image_size).to(self.device)
+        colours = _colours(labels.palette, masks.device)[masks.long()]
+        return resize_nearest(colours.permute(0, 3, 1, 2), self.image_size).to(self.device)
 
     @torch.no_grad()
     def predict_noise(
@@ -266,6 +267,12 @@ class Prior(nn.Module):
             return output
         alpha = self.alphas_cumprod[levels].view(-1, 1, 1, 1)
         return alpha.sqrt() * output + (1 - alpha).sqrt() * latents
+
+
+@functools.lru_cache(maxsize=8)  # edits want it at every step, which may not copy it to the device
+def _colours(palette: tuple[tuple[int, int, int], ...], device: torch.device) -> Tensor:
+    """(P, 3) in [0, 1]."""
+    return torch.tensor(palette, dtype=torch.float32, device=device) / 255
 
 
 def resize_nearest(pictures: Tensor, size: int) -> Tensor:

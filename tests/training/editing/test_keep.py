@@ -83,20 +83,23 @@ def test_image_outside_ignores_the_footprint() -> None:
     assert keep.image_outside(image, source, torch.ones_like(footprint)) == 0
 
 
-def test_sdf_outside_measures_the_shift_there(frozen_balls, learned_balls) -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_sdf_outside_measures_the_shift_there(frozen_balls, learned_balls, whole) -> None:
     voxels = torch.zeros(2, 2, 2, dtype=torch.bool)
     voxels[:, 1] = True  # y >= 0
     region = Region(voxels, 1.0)
     points = torch.tensor([[0.0, -0.1, 0.0], [0.0, 0.1, 0.0]])
     learned_balls.shift = torch.tensor(0.03, requires_grad=True)
     # the global SDF moves by 0.03, two of the three parts too, the background not
-    assert keep.sdf_outside(frozen_balls, learned_balls, region, points).item() == pytest.approx(
-        0.03 + 0.02, abs=1e-6
-    )
-    assert keep.sdf_outside(frozen_balls, learned_balls, region, points[1:]) == 0
+    found = keep.sdf_outside(frozen_balls, learned_balls, region, points, whole=whole)
+    assert found.item() == pytest.approx(0.03 + 0.02, abs=1e-6)
+    (gradient,) = torch.autograd.grad(found, learned_balls.shift)
+    assert gradient.item() == pytest.approx(1 + 2 / 3)
+    assert keep.sdf_outside(frozen_balls, learned_balls, region, points[1:], whole=whole) == 0
 
 
-def test_eikonal_and_consistency_see_the_inside_only() -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_eikonal_and_consistency_see_the_inside_only(whole) -> None:
     voxels = torch.zeros(2, 2, 2, dtype=torch.bool)
     voxels[:, 1] = True
     region = Region(voxels, 1.0)
@@ -110,8 +113,17 @@ def test_eikonal_and_consistency_see_the_inside_only() -> None:
         part_sdf=torch.tensor([[0.0, 0.0], [0.1, 0.5]])[None, None],
         gradient=torch.tensor([[7.0, 0.0, 0.0], [0.0, 3.0, 0.0]])[None, None],
     )
-    assert keep.eikonal_inside(samples, region) == pytest.approx(4.0)
-    assert keep.consistency_inside(samples, region) == pytest.approx(0.04)
+    leaves = samples.gradient.requires_grad_(), samples.sdf.requires_grad_()
+    terms = keep.eikonal_inside, keep.consistency_inside
+    for term, leaf, value, slope in zip(terms, leaves, (4.0, 0.04), (4.0, 0.4), strict=True):
+        found = term(samples, region, whole=whole)
+        assert found.item() == pytest.approx(value, abs=1e-6)
+        (gradient,) = torch.autograd.grad(found, leaf)
+        # 2 (|g| - 1) g / |g| along y, and 2 (0.3 - 0.1): the other sample has none
+        assert gradient.flatten()[: gradient.shape[-1]].abs().max() == 0
+        assert gradient.sum().item() == pytest.approx(slope, abs=1e-6)
+        nothing = Region(torch.zeros_like(voxels), 1.0)
+        assert term(samples, nothing, whole=whole) == 0
 
 
 class _Colours:

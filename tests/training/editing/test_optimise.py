@@ -7,13 +7,18 @@ import dataclasses
 import pytest
 import torch
 
+from datasets.labels import label_set
 from dnnlib import config as config_files
 from dnnlib.errors import UserError
+from tests.training.recordable import Watch, refuse_tensors_of_the_host
 from training.editing.optimise import EditOptimiser
 from training.editing.region import EditRequest, RegionSettings
 from training.editing.settings import EditSettings, EditWeights
 from training.generator import Want
-from training.scene import Scene, class_map, scene_of
+from training.network_source import BUNDLED, BUNDLED_PRIOR, open_network
+from training.pictures import look
+from training.prior import load_prior
+from training.scene import Scene, camera_at, class_map, latent_of_seed, scene_of, ws_of_latent
 
 SETTINGS = EditSettings(
     steps=4,
@@ -98,7 +103,7 @@ def test_distilled_gradients_have_their_weights(source, prior, request_, timeste
         )
     image, normals = seen.image.clone().requires_grad_(), seen.normals.clone().requires_grad_()
     seen = dataclasses.replace(seen, image=image, normals=normals)
-    loss, _ = edit._distil(seen, views, timestep)
+    loss, _ = edit._distil(seen, views, edit._draw(views, True, timestep))
     found = torch.autograd.grad(loss, (image, normals))
 
     alpha = prior.alphas_cumprod[timestep].item()
@@ -282,3 +287,69 @@ def test_the_directional_loss_counts_only_where_it_has_a_weight(source, prior, r
 def test_settings_out_of_range_are_refused(settings) -> None:
     with pytest.raises(UserError, match=str(list(settings)[0])):
         config_files.load(EditSettings, settings)
+
+
+def test_a_step_that_can_be_recorded_is_the_same(source, prior, request_) -> None:
+    picked, whole = (optimiser(source, prior, request_) for _ in range(2))
+    whole.whole = True
+    for index in range(2):  # with normals and without
+        first, second = (dataclasses.asdict(edit.step(index)) for edit in (picked, whole))
+        # sums in another order, in float32
+        assert second == pytest.approx(first, rel=1e-4, abs=1e-6), index
+        if index == 0:  # later, rounding turns choices of voxels and samples
+            for name, parameter in picked.portrait.learned.named_parameters():
+                other = whole.portrait.learned.get_parameter(name).grad
+                if parameter.grad is not None:
+                    assert (other - parameter.grad).norm() <= 1e-3 * parameter.grad.norm() + 1e-7, name
+
+
+@pytest.mark.timeout(300)  # the first use of native operations may have to build them
+@pytest.mark.parametrize("changes", [{}, {"objective": "sds", "proposals": "union", "jitter": True}])
+def test_recordable_steps_read_nothing_back(monkeypatch, changes) -> None:
+    """The bundled models, on a CPU: what a step computes is one function, and no value is looked at in it."""
+    edit = bundled_edit("cpu", **changes)
+    edit.whole = True
+    edit.step(0)  # whatever is made once is made now
+    found = []
+
+    def watched(name, function, *arguments):
+        with Watch() as watch, monkeypatch.context() as patched:
+            refuse_tensors_of_the_host(patched)
+            result = function(*arguments)
+        found.append((name, watch.found))
+        return result
+
+    monkeypatch.setattr(edit.recorder, "run", watched)
+    edit.step(1), edit.step(2)
+    assert found == [("step at M", []), ("step with normals at M", [])]
+
+
+@pytest.mark.cuda
+def test_a_recorded_edit_is_like_one_that_is_not() -> None:
+    """Both draw the same numbers; their sums of atomics differ, which steps of Adam magnify."""
+    plain, recorded = (bundled_edit("cuda", cuda_graphs=graphs, steps=16) for graphs in (False, True))
+    pairs = list(zip(plain.run().losses, recorded.run().losses, strict=True))
+    assert all(record.graph is not None for record in recorded.recorder._records.values())
+    assert len(recorded.recorder._records) == 2 and not plain.recorder._records
+    for first, second in pairs[:3]:
+        assert dataclasses.asdict(second) == pytest.approx(dataclasses.asdict(first), rel=0.03, abs=1e-4)
+    for first, second in pairs[3:]:  # 0.3: what the same edit differs by from run to run is smaller
+        assert second.mask == pytest.approx(first.mask, rel=0.3)
+        assert second.texture == pytest.approx(first.texture, rel=0.3)
+    regions = [edit.portrait.region.voxels for edit in (plain, recorded)]
+    assert (regions[0] ^ regions[1]).sum() < 0.02 * regions[0].sum()
+
+
+def bundled_edit(device: str, **changes) -> EditOptimiser:
+    """The face of seed 0 gets a hat over its upper rows."""
+    generator = open_network(BUNDLED, device)
+    source = scene_of(generator, ws_of_latent(generator, latent_of_seed(generator, 0), 0.7))
+    camera = camera_at(generator, 0.0, 0.0)
+    rendered = class_map(look(source, camera))[0]
+    requested = rendered.clone()
+    hat = label_set(generator.config.labels).index("hat")
+    requested[4:20, 16:48] = hat
+    request = EditRequest(requested, rendered, camera, (hat,))
+    settings = EditSettings(region_every=6, **changes)
+    prior = load_prior(str(BUNDLED_PRIOR), device=device)
+    return EditOptimiser(source, prior, request, "a person with a red hat", "a person", settings)
