@@ -20,6 +20,7 @@ from torch import Tensor
 from dnnlib.config import check_least
 from dnnlib.errors import UserError
 from training.generator import Generator, Rendering, Want
+from training.graphs import Recorder
 from training.networks.encoder import Encoder
 from training.networks.inputs import one_hot
 from training.reconstruction import image_terms, mask_loss, pixel_weights
@@ -58,6 +59,7 @@ class InversionSettings:
     mask: float = 0.5  # weight of the mask's cross-entropy
     chunk: int = 8192  # rays that are evaluated at once; gradients recompute them: memory against time
     seed: int = 0  # of the views that keep the shape
+    cuda_graphs: bool = True  # record steps on CUDA: faster where models are small, more memory
 
     def __post_init__(self) -> None:
         check_least(self, 1, "start_steps", "fit_steps", "chunk")
@@ -119,15 +121,25 @@ def fit(
         optimiser, [group["lr"] for group in groups], steps, pct_start=warm_up_share(_WARM_UP, steps)
     )
     classes = one_hot(target.classes, generator.parts)
+
+    def gradients(seen_from: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The loss, and its gradients by ws and, where that is sought, by the camera."""
+        seen_from = seen_from.detach().requires_grad_(pose is not None)
+        rendering = generator.synthesise(ws, seen_from, deterministic=True, chunk=settings.chunk)
+        loss = likeness(rendering, target.image, classes, settings.mask, balance)
+        loss = loss + _PULL * (ws - mean).square().mean()
+        wanted = [ws] if pose is None else [ws, seen_from]
+        return loss.detach(), torch.autograd.grad(loss * count, wanted)
+
+    recorder = Recorder(ws.device, settings.cuda_graphs, used_at_once=True)
     interrupted = False
     try:
         for _ in range(steps):
             seen_from = camera if pose is None else camera_at(generator, *pose.unbind(1))
-            rendering = generator.synthesise(ws, seen_from, deterministic=True, chunk=settings.chunk)
-            loss = likeness(rendering, target.image, classes, settings.mask, balance)
-            loss = loss + _PULL * (ws - mean).square().mean()
-            optimiser.zero_grad(set_to_none=True)
-            (loss * count).backward()
+            with recorder.stream():
+                loss, (ws.grad, *by_camera) = recorder.run("fit", gradients, seen_from.detach())
+            if pose is not None:
+                (pose.grad,) = torch.autograd.grad(seen_from, pose, by_camera)
             optimiser.step()
             rate.step()
             progress(_finite(loss))
@@ -255,21 +267,29 @@ def tune(
         planes = generator.planes(ws)
     raw = Want(image=False)
     options = {"deterministic": True, "chunk": settings.chunk}
+    learned = optimiser.param_groups[0]["params"]
+
+    def gradients(side: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """The loss, and its gradients by what is tuned."""
+        field = tuned.field(tuned.planes(ws))
+        rendering = tuned.synthesise(ws, camera, field=field, **options)
+        loss = likeness(rendering, target.image, classes, settings.mask, _BALANCE)
+        after = tuned.synthesise(ws, side, field=field, want=raw, **options)
+        with torch.no_grad():
+            before = generator.synthesise(ws, side, planes=planes, want=raw, **options)
+        loss = loss + _KEPT_DEPTH * (after.depth - before.depth).abs().mean()
+        loss = loss + _KEPT_MASK * (after.mask_raw - before.mask_raw).abs().mean()
+        return loss.detach(), torch.autograd.grad(loss, learned, allow_unused=True)
+
+    recorder = Recorder(ws.device, settings.cuda_graphs, used_at_once=True)
     interrupted = False
     try:
         for _ in range(settings.tune_steps):
             yaw, pitch = (torch.rand(2, generator=random) * 2 - 1).mul(torch.tensor(_SIDES)).tolist()
-            side = camera_at(generator, yaw, pitch)
-            field = tuned.field(tuned.planes(ws))
-            rendering = tuned.synthesise(ws, camera, field=field, **options)
-            loss = likeness(rendering, target.image, classes, settings.mask, _BALANCE)
-            after = tuned.synthesise(ws, side, field=field, want=raw, **options)
-            with torch.no_grad():
-                before = generator.synthesise(ws, side, planes=planes, want=raw, **options)
-            loss = loss + _KEPT_DEPTH * (after.depth - before.depth).abs().mean()
-            loss = loss + _KEPT_MASK * (after.mask_raw - before.mask_raw).abs().mean()
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            with recorder.stream():
+                loss, found = recorder.run("tune", gradients, camera_at(generator, yaw, pitch))
+            for parameter, gradient in zip(learned, found, strict=True):
+                parameter.grad = gradient
             optimiser.step()
             progress(_finite(loss))
     except KeyboardInterrupt:

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.training.recordable import Watch, refuse_tensors_of_the_host
 from training.editing import inversion
 from training.editing.inversion import InversionSettings, Target, fit, invert, likeness, tune
 from training.generator import Generator, Want
+from training.graphs import Recorder
 from training.networks.encoder import Encoder, EncoderConfig
 from training.networks.inputs import one_hot
 from training.scene import camera_at, latent_of_seed, ws_of_latent
@@ -127,3 +129,40 @@ def test_w_begins_at_what_the_encoder_reads(generator: Generator) -> None:
         found = invert(generator, target, camera, still, encoder=encoder)
         torch.testing.assert_close(found.ws, wanted, atol=1e-6, rtol=0)  # one or two steps of 1e-8
         torch.testing.assert_close(invert(generator, target, camera, still).ws, mean, atol=1e-6, rtol=0)
+
+
+def test_steps_read_nothing_back(generator: Generator, monkeypatch) -> None:
+    """What :mod:`training.graphs` records, of both stages."""
+    found = []
+
+    def watched(self, name, function, *arguments):
+        with Watch() as watch, monkeypatch.context() as patched:
+            refuse_tensors_of_the_host(patched)
+            result = function(*arguments)
+        found.append((name, watch.found))
+        return result
+
+    monkeypatch.setattr(Recorder, "run", watched)
+    settings = InversionSettings(starts=(0.0,), start_steps=1, fit_steps=1, tune_steps=1)
+    target = picture_of(generator, 1, 0.2, 0.0)
+    invert(generator, target, settings=settings)
+    invert(generator, target, camera_at(generator, 0.2, 0.0), settings=settings)
+    assert found == [("fit", []), ("fit", []), ("tune", []), ("fit", []), ("tune", [])]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("pose", [False, True])
+def test_recorded_steps_are_like_those_that_are_not(pose: bool) -> None:
+    generator = Generator.load(BUNDLED, "cuda")
+    target, camera = picture_of(generator, 5, 0.2, 0.0), camera_at(generator, 0.2, 0.0)
+    begin = {"pose": torch.tensor([[0.1, 0.0]]).cuda()} if pose else {"camera": camera}
+    losses = {}
+    for graphs in (False, True):
+        settings = InversionSettings(cuda_graphs=graphs, tune_steps=8)
+        seen = losses[graphs] = []
+        found = fit(generator, target, settings=settings, steps=12, progress=seen.append, **begin)
+        tune(generator, found.ws, camera, target, settings, seen.append)
+    assert losses[True][:5] == pytest.approx(losses[False][:5], rel=1e-2)
+    # sums of atomics differ, which steps of Adam magnify
+    assert losses[True] == pytest.approx(losses[False], rel=0.1)
+    assert losses[True][11] < losses[True][0]
