@@ -13,7 +13,10 @@ import warnings
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
+from tests.torch_utils.dispatched import Dispatched
 from torch_utils import extension
 from torch_utils.ops.bias_act import bias_act
 
@@ -142,6 +145,100 @@ def test_a_defined_operation_is_traced_before_it_is_built_and_refuses_a_derivati
     y = operation(torch.ones(2, requires_grad=True))
     with pytest.raises(NotImplementedError, match="for_a_test is not differentiable"):
         y.sum().backward()
+
+
+@pytest.fixture(scope="module")
+def product():
+    """Calls ``scale (x y, sign(x))``, with y = 1 where it is None; of the sign there is no gradient. It is
+    twice differentiable, because its derivative is once. ``product.asked`` has what was asked of that."""
+    names = "for_a_test_product", "for_a_test_slope"
+    asked = []
+
+    def keep(ctx, inputs, output):
+        x, y, ctx.scale = inputs
+        ctx.save_for_backward(x, y)
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+
+    def backward(ctx, by_product, by_sign):
+        assert by_sign is None
+        x, y = ctx.saved_tensors
+        asked.append(tuple(ctx.needs_input_grad))
+        by_x, by_y, _ = ctx.needs_input_grad
+        return (
+            slope(by_product, y, ctx.scale) if by_x else None,
+            slope(by_product, x, ctx.scale) if by_y else None,
+            None,
+        )
+
+    def calculate(x, y, scale):
+        return scale * (x.clone() if y is None else x * y), scale * x.sign()
+
+    def calculate_slope(by, factor, scale):
+        return scale * (by.clone() if factor is None else by * factor)
+
+    product = extension.define(
+        f"{names[0]}(Tensor x, Tensor? y, float scale) -> (Tensor, Tensor)",
+        lambda x, *_: (torch.empty_like(x), torch.empty_like(x)),
+        backward,
+        keep,
+    )
+    slope = extension.define(
+        f"{names[1]}(Tensor by, Tensor? factor, float scale) -> Tensor", lambda by, *_: torch.empty_like(by)
+    )
+    for name, function in zip(names, (calculate, calculate_slope), strict=True):
+        torch.library.impl(f"mate3d::{name}", "CPU", function, lib=extension._LIBRARY)
+    product.asked = asked
+    return product
+
+
+@pytest.mark.parametrize("needing", ["x", "y", "xy"])
+def test_a_caller_differentiates_as_the_dispatcher_does(product, needing):
+    given = {name: torch.randn(3).requires_grad_(name in needing) for name in "xy"}
+    wanted = [given[name] for name in needing]
+    for operation in (product, torch.ops.mate3d.for_a_test_product.default):
+        y, sign = operation(given["x"], given["y"], 2)
+        assert y.requires_grad and not sign.requires_grad
+        found = torch.autograd.grad(y.sum(), wanted)
+        expected = [2 * given["y" if name == "x" else "x"].detach() for name in needing]
+        torch.testing.assert_close(list(found), expected)
+        assert product.asked.pop() == ("x" in needing, "y" in needing, False)
+
+
+def test_a_caller_takes_none_for_a_tensor(product):
+    x = torch.randn(3, requires_grad=True)
+    (found,) = torch.autograd.grad(product(x, None, 2.0)[0].sum(), x)
+    torch.testing.assert_close(found, torch.full_like(x, 2.0))
+
+
+def test_a_caller_leads_to_the_derivative_that_there_is_not(product):
+    x, y = (torch.randn(3, requires_grad=True) for _ in range(2))
+    (first,) = torch.autograd.grad(product(x, y, 2.0)[0].sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="for_a_test_slope is not differentiable"):
+        first.sum().backward()
+
+
+def test_a_caller_records_nothing_where_nothing_is_differentiated(product):
+    x = torch.randn(3, requires_grad=True)
+    with torch.no_grad():
+        assert not product(x, None, 2.0)[0].requires_grad
+    assert not product(x.detach(), None, 2.0)[0].requires_grad
+    with torch.inference_mode():
+        assert product(x, None, 2.0)[0].is_inference()
+
+
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_a_caller_passes_what_watches_operations(product, differentiated):
+    operation, x = torch.ops.mate3d.for_a_test_product.default, torch.randn(3, requires_grad=differentiated)
+    with Dispatched() as dispatched:
+        product(x, None, 2.0)
+    assert dispatched.operations[0] == operation
+    traced = make_fx(lambda x: product(x, None, 2.0)[0])(x)
+    assert operation in [node.target for node in traced.graph.nodes]
+    with FakeTensorMode() as mode:
+        assert product(mode.from_tensor(x), None, 2.0)[0].shape == (3,)
+    compiled = torch.compile(lambda x: product(x * 2, None, 2.0)[0], backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(x), 4 * x)
 
 
 def test_two_processes_build_once(tmp_path):

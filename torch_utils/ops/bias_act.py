@@ -67,9 +67,9 @@ def bias_act(
     one does), so its memory may take the result, which saves a large tensor's page faults. ``impl`` is
     'auto', 'reference' or 'native'.
     """
-    if act not in ACTIVATIONS:
+    spec = ACTIVATIONS.get(act)
+    if spec is None:
         raise ValueError(f"act is '{act}'; it must be one of {', '.join(ACTIVATIONS)}")
-    spec = ACTIVATIONS[act]
     alpha = spec.alpha if alpha is None else float(alpha)
     gain = spec.gain if gain is None else float(gain)
     if clamp is not None and clamp < 0:
@@ -77,11 +77,11 @@ def bias_act(
     if bias is not None and not -x.ndim <= dim < x.ndim:
         raise IndexError(f"dim is {dim}, of a tensor with {x.ndim} dimensions")
     supported = x.dtype in NATIVE_TYPES.get(x.device.type, ()) and x.ndim > 0
+    settings = (dim % x.ndim if x.ndim else 0, _NUMBERS[act], alpha, gain, clamp)
+    overwrite = overwrite and _dense(x)
     differentiated = torch.is_grad_enabled() and (
         x.requires_grad or (bias is not None and bias.requires_grad)
     )
-    settings = (dim % x.ndim if x.ndim else 0, list(ACTIVATIONS).index(act), alpha, gain, clamp)
-    overwrite = overwrite and _dense(x)
     if overwrite and differentiated:
         # The gradient is read off the value, and torch lets an operation write over what another one made.
         # The compiler plans memory itself and could not follow any of this, so it is asked about first.
@@ -97,7 +97,8 @@ def bias_act(
             return x.add_(_along(bias.to(x.dtype), dim % x.ndim, x))
         impl = "reference"
     if supported and extension.use_native("bias_act", impl, x.device, x.numel()):
-        bias = None if bias is None else bias.to(x.dtype)
+        if bias is not None and bias.dtype != x.dtype:
+            bias = bias.to(x.dtype)
         if overwrite and differentiated:
             return _Overwriting.apply(x, bias, *settings)
         if overwrite:
@@ -130,6 +131,9 @@ def _reference(
 
 # ---- The native operation: schemas, shapes and derivatives of what ops/src/bias_act.cpp computes.
 
+# How the kernels know activations, and which of these are homogeneous.
+_NUMBERS = {act: number for number, act in enumerate(ACTIVATIONS)}
+_HOMOGENEOUS = tuple(spec.homogeneous for spec in ACTIVATIONS.values())
 # What `wanted` may be; the last reads the derivative of a homogeneous activation off its value.
 _FIRST, _SECOND, _FIRST_OF_VALUE = 1, 2, 3
 
@@ -137,7 +141,7 @@ _FIRST, _SECOND, _FIRST_OF_VALUE = 1, 2, 3
 def _told_by_value(act: int, alpha: float, gain: float) -> bool:
     """Whether the value has the sign of the activation's input. Then the input, which nothing else may need,
     is not kept for the backward pass: the value is, which the next layer keeps anyway."""
-    return list(ACTIVATIONS.values())[act].homogeneous and gain > 0 and alpha >= 0
+    return _HOMOGENEOUS[act] and gain > 0 and alpha >= 0
 
 
 def _keep_for_value(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
@@ -195,7 +199,7 @@ def _gradient_backward(
     if by_factor or by_spread:
         settings = (dim, act, wanted, alpha, gain, clamp, by_spread)
         to_factor, to_spread = _gradient(by_element, by_sum, x, bias, *settings)
-    if (by_x or by_bias) and not list(ACTIVATIONS.values())[act].homogeneous:
+    if (by_x or by_bias) and not _HOMOGENEOUS[act]:
         cotangent = by_element if by_sum is None else by_element + _along(by_sum, dim, x)
         scaled = cotangent * (factor if spread is None else factor + _along(spread, dim, x))
         to_x, to_bias = _gradient(scaled, None, x, bias, dim, act, _SECOND, alpha, gain, clamp, by_bias)

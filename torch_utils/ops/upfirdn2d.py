@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,27 +62,28 @@ def upfirdn2d(
         f = x.new_ones((1, 1))
     elif f.ndim == 1:
         f = f.outer(f)
-    f = f * gain if gain != 1 else f
     steps = _Steps(_pair(up), _pair(down), _padding(padding), flip_filter)
     if impl == "auto" and not _pays(x, steps):
         impl = "reference"
     supported = x.dtype in _NATIVE_TYPES.get(x.device.type, ())
     if supported and extension.use_native("upfirdn2d", impl, x.device, x.numel()):
-        # taps of single precision even for pictures of half
-        f = (f if flip_filter else f.flip((0, 1))).to(torch.promote_types(x.dtype, torch.float32))
-        return _native(x, f, steps.up, steps.down, steps.padding)
+        # single precision even for pictures of half
+        taps = torch.float64 if x.dtype == torch.float64 else torch.float32
+        if f.dtype != taps:  # as for the reference, the filter's own type rounds the product
+            f, gain = (f * gain).to(taps), 1.0
+        return _native(x, f, *steps, gain)
+    f = f * gain if gain != 1 else f
     with undisturbed(x):
         return _Upfirdn2d.apply(x, f.to(x.dtype), steps)
 
 
-@dataclass(frozen=True)
-class _Steps:
-    """What happens to the image, beside the filter's taps."""
+class _Steps(NamedTuple):
+    """What happens to the image, beside the filter's taps and the gain."""
 
     up: tuple[int, int]  # x, y
     down: tuple[int, int]
     padding: tuple[int, int, int, int]  # left, right, top, bottom
-    flip: bool
+    flip: bool  # whether the filter is correlated; else it is convolved with
 
     def transposed(self, image: torch.Size, result: torch.Size, f: torch.Size) -> _Steps:
         """The steps of the transposed operation, from ``result``'s shape back to ``image``'s."""
@@ -147,8 +148,8 @@ def _reference(x: Tensor, f: Tensor, steps: _Steps) -> Tensor:
     return y[:, :, ::down_y, ::down_x] if steps.down != (1, 1) else y
 
 
-# ---- The native operation: schema, shape and derivative of what ops/src/upfirdn2d.cpp computes. There f is
-# always correlated.
+# ---- The native operation: schema, shape and derivative of what ops/src/upfirdn2d.cpp computes. It reads
+# the taps backwards and multiplies by the gain as it goes: no small operation comes before it.
 
 
 def _pays(x: Tensor, steps: _Steps) -> bool:
@@ -162,7 +163,9 @@ def _pays(x: Tensor, steps: _Steps) -> bool:
     return steps.up[0] * x.shape[3] >= 48
 
 
-def _fake(x: Tensor, f: Tensor, up: list[int], down: list[int], padding: list[int]) -> Tensor:
+def _fake(
+    x: Tensor, f: Tensor, up: list[int], down: list[int], padding: list[int], flip: bool, gain: float
+) -> Tensor:
     left, right, top, bottom = padding
     height = (x.shape[2] * up[1] + top + bottom - f.shape[0]) // down[1] + 1
     width = (x.shape[3] * up[0] + left + right - f.shape[1]) // down[0] + 1
@@ -172,20 +175,21 @@ def _fake(x: Tensor, f: Tensor, up: list[int], down: list[int], padding: list[in
 
 
 def _keep(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
-    x, f, up, down, padding = inputs
+    x, f, *steps, ctx.gain = inputs
     ctx.save_for_backward(f)
-    steps = _Steps(tuple(up), tuple(down), tuple(padding), flip=True)
-    ctx.steps = steps.transposed(x.shape, output.shape, f.shape)
+    ctx.steps = _Steps(*steps).transposed(x.shape, output.shape, f.shape)
 
 
 def _backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
     (f,) = ctx.saved_tensors
-    steps = ctx.steps
-    return _native(grad, f.flip((0, 1)), steps.up, steps.down, steps.padding), None, None, None, None
+    return _native(grad, f, *ctx.steps, ctx.gain), *(None,) * 6
 
 
 _native = extension.define(
-    "upfirdn2d(Tensor x, Tensor f, int[] up, int[] down, int[] padding) -> Tensor", _fake, _backward, _keep
+    "upfirdn2d(Tensor x, Tensor f, int[] up, int[] down, int[] padding, bool flip, float gain) -> Tensor",
+    _fake,
+    _backward,
+    _keep,
 )
 
 

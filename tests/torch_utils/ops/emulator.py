@@ -43,12 +43,6 @@ Rows = structure(
 )
 
 Axis = structure("Axis", **dict.fromkeys(("in_", "out", "up", "down", "before", "taps"), c_int64))
-Upfirdn = structure(
-    "Upfirdn",
-    **dict.fromkeys(("x", "f", "y"), c_void_p),
-    **dict.fromkeys(("outer", "inner"), c_int64),
-    **dict.fromkeys(("rows", "columns"), Axis),
-)
 # C++ name, and the tolerance of results of about 1
 WIDTHS = {
     torch.float32: ("float", 1e-5),
@@ -64,6 +58,17 @@ def bias_act_structure(number):
         **dict.fromkeys(("x", "bias", "factor", "spread", "y"), c_void_p),
         **dict.fromkeys(("outer", "channels", "step"), c_int64),
         **dict.fromkeys(("alpha", "gain", "clamp"), number),
+    )
+
+
+def upfirdn_structure(number):
+    return structure(
+        "Upfirdn",
+        **dict.fromkeys(("x", "f", "y"), c_void_p),
+        **dict.fromkeys(("outer", "inner"), c_int64),
+        **dict.fromkeys(("rows", "columns"), Axis),
+        flip=c_bool,
+        gain=number,
     )
 
 

@@ -17,7 +17,6 @@ from tests.torch_utils.ops.emulator import (
     Partial,
     RayGradients,
     Rows,
-    Upfirdn,
     bias_act_structure,
     blocks_from,
     call,
@@ -25,6 +24,7 @@ from tests.torch_utils.ops.emulator import (
     corners_structure,
     pointers,
     rays_structure,
+    upfirdn_structure,
 )
 from torch_utils import extension
 from torch_utils.ops import fused_mlp as _mlp  # noqa: F401 (defines the operations)
@@ -337,28 +337,30 @@ def test_division(act, largest):
     ],
 )
 @pytest.mark.parametrize("shape", [(2, 3, 8, 7), (1, 5, 21, 19), (1, 1, 4, 5)])
-def test_filters(filters, dtype, beside, up, down, padding, taps, shape):
+@pytest.mark.parametrize("flip", [False, True])
+def test_filters(filters, dtype, beside, up, down, padding, taps, shape, flip):
     name, tolerance = WIDTHS[dtype]
     x = torch.randn(shape).to(dtype)
     f = torch.randn(taps, taps, dtype=torch.float64 if dtype is torch.float64 else torch.float32)
-    expected = upfirdn2d(
-        x.double(), f.double(), up=up, down=down, padding=padding, flip_filter=True, impl="reference"
-    )
-    compare_filters(filters, name, tolerance, x, f, beside, (up, down, padding), expected)
+    compare_filters(filters, name, tolerance, x, f, beside, (up, down, padding, flip))
 
 
-def compare_filters(filters, name, tolerance, x, f, beside, steps, expected):
-    up, down, (left, _, top, _) = steps
-    shape = x.shape
+def compare_filters(filters, name, tolerance, x, f, beside, steps, gain=1.7):
+    up, down, padding, flip = steps
+    arguments = dict(up=up, down=down, padding=padding, flip_filter=flip, gain=gain)
+    expected = upfirdn2d(x.double(), f.double(), **arguments, impl="reference")
+    (left, _, top, _), shape = padding, x.shape
     x = x.permute(0, 2, 3, 1).contiguous() if beside else x.contiguous()
     n, c, height, width = expected.shape
     y = torch.full((n, height, width, c) if beside else expected.shape, torch.nan, dtype=x.dtype)
-    arguments = Upfirdn(
+    arguments = upfirdn_structure(NUMBERS[f.dtype][1])(
         **pointers(x=x, f=f, y=y),
         outer=n if beside else n * c,
         inner=c if beside else 1,
         rows=Axis(shape[2], height, up, down, top, f.shape[0]),
         columns=Axis(shape[3], width, up, down, left, f.shape[1]),
+        flip=flip,
+        gain=gain,
     )
     call(getattr(filters, f"filter_{name}"), arguments)
     found = (y.permute(0, 3, 1, 2) if beside else y).double()
@@ -372,11 +374,8 @@ def test_filters_in_long_strips(tmp_path, beside, up, down):
     """They take pictures so large that an emulator has no time for them, unless fewer threads are enough."""
     library = compiled("upfirdn2d", tmp_path, FILTER_FLOAT, {"int64_t(1) << 17;": "1;"})
     x, f = torch.randn(2, 3, 29, 37), torch.randn(4, 4)
-    padding = (2, 1, 1, 2)
-    expected = upfirdn2d(
-        x.double(), f.double(), up=up, down=down, padding=padding, flip_filter=True, impl="reference"
-    )
-    compare_filters(library, "float", 1e-5, x, f, beside, (up, down, padding), expected)
+    for flip in (False, True):
+        compare_filters(library, "float", 1e-5, x, f, beside, (up, down, (2, 1, 1, 2), flip))
 
 
 FILTER_FLOAT = """extern "C" const char* filter_float(const UpfirdnArguments<float, float>* a) {

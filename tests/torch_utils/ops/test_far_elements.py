@@ -23,13 +23,13 @@ from tests.torch_utils.ops.emulator import (
     Partial,
     RayGradients,
     Rows,
-    Upfirdn,
     bias_act_structure,
     blocks_from,
     call,
     corners_structure,
     pointers,
     rays_structure,
+    upfirdn_structure,
 )
 from torch_utils import extension
 from torch_utils.ops import fused_mlp as _mlp  # noqa: F401 (defines the operations)
@@ -114,17 +114,19 @@ def test_upfirdn2d(filters, far, inner, up, down, taps, padding):
         first = (outer - 1) * strips // 256
     else:
         first = 65536 - out * out * inner // 256
-    arguments = Upfirdn(
+    arguments = upfirdn_structure(c_float)(
         **pointers(x=x, f=f, y=y),
         outer=outer,
         inner=inner,
         rows=Axis(side, out, up, down, padding[2], taps),
         columns=Axis(side, out, up, down, padding[0], taps),
+        flip=False,
+        gain=1.5,
     )
     with blocks_from(filters, first):
         call(filters.filter_float, arguments)
     expected = upfirdn2d(
-        picture.permute(0, 3, 1, 2), f, up=up, down=down, padding=padding, flip_filter=True, impl="reference"
+        picture.permute(0, 3, 1, 2), f, up=up, down=down, padding=padding, gain=1.5, impl="reference"
     )
     torch.testing.assert_close(y[-1:].permute(0, 3, 1, 2), expected, **CLOSE)
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import strategies
 
 from tests.kernels import assert_near, need_kernels
+from tests.torch_utils.dispatched import Dispatched
 from torch_utils import extension
 from torch_utils.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 
@@ -123,9 +124,13 @@ def test_native_values_equal_the_published_ones(native, parity, name):
     padding=strategies.tuples(*[strategies.integers(-3, 5)] * 4),
     separable=strategies.booleans(),
     layout=strategies.sampled_from(["contiguous", "channels_last", "strided"]),
+    flip=strategies.booleans(),
+    gain=strategies.sampled_from([1, 4, -0.7]),
 )
 @hypothesis.settings(max_examples=120)
-def test_native_takes_any_steps_and_layout(native, size, filter_size, up, down, padding, separable, layout):
+def test_native_takes_any_steps_and_layout(
+    native, size, filter_size, up, down, padding, separable, layout, flip, gain
+):
     f = torch.randn(filter_size, dtype=torch.float64)
     if separable:
         f = f[:, 0].outer(f[0])
@@ -139,13 +144,12 @@ def test_native_takes_any_steps_and_layout(native, size, filter_size, up, down, 
     # the definition below cannot crop more than there is
     hypothesis.assume(size[3] * up[0] + min(left, 0) + min(right, 0) >= 0)
     hypothesis.assume(size[2] * up[1] + min(top, 0) + min(bottom, 0) >= 0)
-    arguments = dict(up=up, down=down, padding=padding)
-    found, expected = both(x, f, "native", arguments), step_by_step(x, f.flip((0, 1)), up, down, padding)
-    torch.testing.assert_close(found[0], expected, rtol=1e-12, atol=1e-12)
+    arguments = dict(up=up, down=down, padding=padding, flip_filter=flip, gain=gain)
+    found = both(x, f, "native", arguments)
     wide = x.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(
-        step_by_step(wide, f.flip((0, 1)), up, down, padding).square().sum(), wide
-    )
+    expected = step_by_step(wide, gain * (f if flip else f.flip((0, 1))), up, down, padding)
+    torch.testing.assert_close(found[0], expected.detach(), rtol=1e-12, atol=1e-12)
+    (gradient,) = torch.autograd.grad(expected.square().sum(), wide)
     torch.testing.assert_close(found[1], gradient, rtol=1e-11, atol=1e-11)
 
 
@@ -179,22 +183,34 @@ def test_native_rows_of_any_length(native, up, down, padding, layout, dtype):
 
 
 @pytest.mark.parametrize(("up", "down", "padding"), CASES[::3])
-def test_native_derivatives(native, up, down, padding):
+@pytest.mark.parametrize("flip", [False, True])
+def test_native_derivatives(native, up, down, padding, flip):
     x = torch.randn(1, 2, 6, 7, dtype=torch.float64, requires_grad=True)
     f = torch.randn(4, 3, dtype=torch.float64)
 
     def function(x):
-        return upfirdn2d(x, f, up=up, down=down, padding=padding, impl="native")
+        return upfirdn2d(x, f, up=up, down=down, padding=padding, flip_filter=flip, gain=1.5, impl="native")
 
     torch.autograd.gradcheck(function, (x,))
     torch.autograd.gradgradcheck(function, (x,))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_native_is_a_good_citizen_of_torch(native, layout):
+@pytest.mark.parametrize("flip", [False, True])
+def test_native_is_a_good_citizen_of_torch(native, layout, flip):
     x = torch.randn(2, 3, 6, 7).to(memory_format=layout).requires_grad_()
-    arguments = (x, torch.randn(4, 3), [2, 1], [1, 2], [2, 1, 0, 1])
+    arguments = (x, torch.randn(4, 3), [2, 1], [1, 2], [2, 1, 0, 1], flip, 1.5)
     torch.library.opcheck(torch.ops.mate3d.upfirdn2d.default, arguments)
+
+
+def test_native_calls_nothing_but_the_operation(native):
+    """A copy of the filter, turned round or multiplied, would take a GPU as long as a small picture does."""
+    x, f = torch.randn(1, 2, 8, 8, requires_grad=True), setup_filter((1, 3, 3, 1))
+    with Dispatched() as dispatched:
+        y = upsample2d(x, f, impl="native")
+        y.backward(y.detach(), inputs=[x])
+    computing = [each for each in dispatched.operations if each != torch.ops.aten.detach.default]
+    assert computing == [torch.ops.mate3d.upfirdn2d.default] * 2
 
 
 def test_native_is_compiled_as_one_graph(native):
@@ -224,6 +240,9 @@ def test_native_refuses_a_filter_larger_than_the_picture(native):
 
 
 def compare_on_cuda(x, f, arguments):
+    f = f.to(
+        torch.promote_types(x.dtype, f.dtype)
+    )  # a filter's own type would round its product with the gain
     found = both(x, f, "native", arguments)
     assert_near(found, both(x.double(), f.double(), "reference", arguments), TOLERANCES[x.dtype])
     return found
@@ -240,7 +259,8 @@ def test_kernel_equals_reference(up, down, padding, layout, dtype):
         x = torch.randn(*shape[:3], 2 * shape[3]).to("cuda", dtype)
         x = x[..., ::2] if layout == "strided" else x[..., : shape[3]].contiguous()
         x = x.to(memory_format=torch.channels_last) if layout == "channels_last" else x
-        compare_on_cuda(x, f, dict(up=up, down=down, padding=padding))
+        for flip in (False, True):
+            compare_on_cuda(x, f, dict(up=up, down=down, padding=padding, flip_filter=flip, gain=1.5))
 
 
 @pytest.mark.cuda
@@ -251,12 +271,15 @@ def test_kernel_equals_reference(up, down, padding, layout, dtype):
 def test_kernel_of_four_taps(up, down, padding, layout, dtype):
     need_kernels("upfirdn2d")
     f = torch.randn(4, 4).cuda()
+    numbers = torch.randn(2 * 3 * 40 * 41 + 1).to("cuda", dtype)
+    shifted = numbers[1:].view(2, 3, 40, 41)  # no vector begins there
     # strips of two pixels; long ones, and rows that no warp ends with
-    for shape in ((2, 3, 9, 7), (0, 3, 8, 7), (3, 33, 259, 247)):
-        x = torch.randn(shape).to("cuda", dtype).to(memory_format=layout)
-        compare_on_cuda(x, f, dict(up=up, down=down, padding=padding))
-    x = torch.randn(2 * 3 * 40 * 41 + 1).to("cuda", dtype)[1:].view(2, 3, 40, 41)  # where no vector begins
-    compare_on_cuda(x, f, dict(up=up, down=down, padding=padding))
+    pictures = [
+        torch.randn(shape).to("cuda", dtype).to(memory_format=layout)
+        for shape in ((2, 3, 9, 7), (0, 3, 8, 7), (3, 33, 259, 247))
+    ]
+    for x, flip in product([*pictures, shifted], (False, True)):
+        compare_on_cuda(x, f, dict(up=up, down=down, padding=padding, flip_filter=flip, gain=1.5))
 
 
 @pytest.mark.cuda

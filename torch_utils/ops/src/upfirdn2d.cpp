@@ -31,9 +31,10 @@ Axis axis(int64_t in, int64_t up, int64_t down, int64_t before, int64_t after, i
   return {in, (padded - taps) / down + 1, up, down, before, taps};
 }
 
-// f (fh, fw) is correlated; up, down: (x, y); padding: left, right, top, bottom.
+// f (fh, fw) is correlated where `flip` says so, else convolved with. up, down: (x, y); padding: left, right, top,
+// bottom.
 at::Tensor upfirdn2d(const at::Tensor& x_any, const at::Tensor& f_any, at::IntArrayRef up, at::IntArrayRef down,
-                     at::IntArrayRef padding) {
+                     at::IntArrayRef padding, bool flip, double gain) {
   TORCH_CHECK(x_any.dim() == 4 && f_any.dim() == 2, "upfirdn2d: x is (N, C, H, W) and f is (fh, fw)");
   TORCH_CHECK(up.size() == 2 && down.size() == 2 && padding.size() == 4, "upfirdn2d: up, down or padding is short");
   const bool single = x_any.scalar_type() != at::kDouble;
@@ -52,7 +53,7 @@ at::Tensor upfirdn2d(const at::Tensor& x_any, const at::Tensor& f_any, at::IntAr
                                         static_cast<const Compute*>(f.const_data_ptr()),
                                         static_cast<T*>(y.mutable_data_ptr()),
                                         pixels ? x.size(0) : x.size(0) * x.size(1),
-                                        pixels ? x.size(1) : 1, rows, columns};
+                                        pixels ? x.size(1) : 1, rows, columns, flip, Compute(gain)};
   };
   if (x.is_cpu()) {
     if (x.scalar_type() == at::kFloat) {

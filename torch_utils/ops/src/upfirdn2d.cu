@@ -17,11 +17,14 @@ __global__ void __launch_bounds__(kThreads) upfirdn2d_kernel(UpfirdnArguments<T,
   const int64_t count = a.outer * a.rows.out * a.columns.out * a.inner;
   const int64_t stride_x = a.inner, stride_y = a.columns.in * a.inner, picture = a.rows.in * stride_y;
   const int64_t stride = int64_t(blockDim.x) * gridDim.x;
+  const Compute* f = a.flip ? a.f : a.f + a.rows.taps * a.columns.taps - 1;
+  const int64_t next = a.flip ? 1 : -1;
   for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < count; i += stride) {
     const int64_t channel = i % a.inner, pixel = i / a.inner;
     const int64_t ox = pixel % a.columns.out, oy = pixel / a.columns.out % a.rows.out;
     const int64_t outer = pixel / a.columns.out / a.rows.out;
-    a.y[i] = T(filtered_pixel(a.x + outer * picture + channel, stride_y, stride_x, a.f, a.rows, a.columns, oy, ox));
+    const T* x = a.x + outer * picture + channel;
+    a.y[i] = T(a.gain * filtered_pixel(x, stride_y, stride_x, f, next, a.rows, a.columns, oy, ox));
   }
 }
 
@@ -48,8 +51,8 @@ struct Strip {
   // all of them where the strip is whole. results: how many to write.
   template <bool whole, typename T, typename Compute>
   static __device__ __forceinline__ void filter(const T* x, int64_t stride, int64_t inner, const bool (&inside)[taps],
-                                                const Compute (&f)[kTaps][taps], int begin, int end, T* y,
-                                                int64_t step, int results) {
+                                                const Compute (&f)[kTaps][taps], Compute gain, int begin, int end,
+                                                T* y, int64_t step, int results) {
     Compute sum[length] = {};
 #pragma unroll
     for (int j = 0; j < rows; ++j, x += stride) {
@@ -68,7 +71,7 @@ struct Strip {
     }
 #pragma unroll
     for (int r = 0; r < length; ++r, y += step) {
-      if (whole || r < results) *y = T(sum[r]);
+      if (whole || r < results) *y = T(gain * sum[r]);
     }
   }
 };
@@ -99,9 +102,10 @@ __global__ void __launch_bounds__(kThreads) strip_kernel(UpfirdnArguments<T, Com
   Compute f[kTaps][taps];
 #pragma unroll
   for (int ty = 0; ty < kTaps; ++ty) {
-    const FilterRow<Compute> row = reinterpret_cast<const FilterRow<Compute>*>(a.f)[ty];
+    const FilterRow<Compute> row = reinterpret_cast<const FilterRow<Compute>*>(a.f)[a.flip ? ty : kTaps - 1 - ty];
+    const auto tap_of = [&](int i) { return a.flip ? row.tap[i] : row.tap[kTaps - 1 - i]; };
 #pragma unroll
-    for (int k = 0; k < taps; ++k) f[ty][k] = up == 2 && tap ? row.tap[k * up + up - 1] : row.tap[k * up];
+    for (int k = 0; k < taps; ++k) f[ty][k] = up == 2 && tap ? tap_of(k * up + up - 1) : tap_of(k * up);
   }
   bool inside[taps];
 #pragma unroll
@@ -113,9 +117,10 @@ __global__ void __launch_bounds__(kThreads) strip_kernel(UpfirdnArguments<T, Com
   // Most strips need no look at their rows' limits. Those of a warp mostly agree on that.
   using To = Strip<up, down, first, length>;
   if (top >= 0 && top + To::rows <= height && oy + length <= int(a.rows.out)) {
-    To::template filter<true>(x, stride, inner, inside, f, 0, To::rows, y, step, length);
+    To::template filter<true>(x, stride, inner, inside, f, a.gain, 0, To::rows, y, step, length);
   } else {
-    To::template filter<false>(x, stride, inner, inside, f, -top, height - top, y, step, int(a.rows.out) - oy);
+    To::template filter<false>(x, stride, inner, inside, f, a.gain, -top, height - top, y, step,
+                                int(a.rows.out) - oy);
   }
 }
 
@@ -180,7 +185,8 @@ const char* launch(const UpfirdnArguments<T, Compute>& a, void* stream) {
 
 template <typename T>
 UpfirdnArguments<T, float> as(const UpfirdnArguments<uint16_t, float>& a) {
-  return {reinterpret_cast<const T*>(a.x), a.f, reinterpret_cast<T*>(a.y), a.outer, a.inner, a.rows, a.columns};
+  return {reinterpret_cast<const T*>(a.x), a.f, reinterpret_cast<T*>(a.y), a.outer, a.inner, a.rows, a.columns, a.flip,
+          a.gain};
 }
 
 }  // namespace

@@ -25,10 +25,11 @@ MATE3D_INLINE FirstTap first_tap(const Axis& axis, int64_t o) {
   return {tap, (corner + tap) / axis.up};
 }
 
-// One pixel of the result. f: (y.taps, x.taps), correlated; strides are of the picture x, in elements.
+// One pixel of the result, without the gain. f: the first of (y.taps, x.taps) taps as they are correlated, of which the
+// others follow in steps of `next`, 1 or -1; strides are of the picture x, in elements.
 template <typename T, typename Compute>
 MATE3D_INLINE Compute filtered_pixel(const T* picture, int64_t stride_y, int64_t stride_x, const Compute* f,
-                                     const Axis& y, const Axis& x, int64_t oy, int64_t ox) {
+                                     int64_t next, const Axis& y, const Axis& x, int64_t oy, int64_t ox) {
   const FirstTap row = first_tap(y, oy), column = first_tap(x, ox);
   Compute sum = 0;
   int64_t iy = row.at;
@@ -37,13 +38,14 @@ MATE3D_INLINE Compute filtered_pixel(const T* picture, int64_t stride_y, int64_t
     int64_t ix = column.at;
     for (int64_t tx = column.tap; tx < x.taps; tx += x.up, ++ix) {
       if (ix < 0 || ix >= x.in) continue;
-      sum += f[ty * x.taps + tx] * Compute(picture[iy * stride_y + ix * stride_x]);
+      sum += f[(ty * x.taps + tx) * next] * Compute(picture[iy * stride_y + ix * stride_x]);
     }
   }
   return sum;
 }
 
 // What a call works on: dense pictures [outer][H][W][inner], of which `inner` channels lie beside each other.
+// f: (rows.taps, columns.taps), correlated where `flip` says so, else convolved with, for which it is read backwards.
 template <typename T, typename Compute>
 struct UpfirdnArguments {
   const T* x;
@@ -51,6 +53,8 @@ struct UpfirdnArguments {
   T* y;
   int64_t outer, inner;
   Axis rows, columns;
+  bool flip;
+  Compute gain;  // that multiplies the results
 };
 
 }  // namespace mate3d

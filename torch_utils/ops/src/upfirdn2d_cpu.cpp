@@ -72,7 +72,10 @@ void up_two(const T* __restrict__ a, const T* even, const T* __restrict__ b, con
 template <typename T>
 class Filter {
  public:
-  explicit Filter(const UpfirdnArguments<T, T>& arguments) : a_(arguments) {
+  explicit Filter(const UpfirdnArguments<T, T>& arguments)
+      : a_(arguments), taps_(arguments.f, arguments.f + arguments.rows.taps * arguments.columns.taps) {
+    if (!a_.flip) std::reverse(taps_.begin(), taps_.end());
+    for (T& tap : taps_) tap *= a_.gain;
     separable_ = factorise();
     columns_ = reads(a_.columns);
     rows_ = reads(a_.rows);
@@ -134,21 +137,21 @@ class Filter {
 
   // Whether f is an outer product; if so, its two vectors are kept, else all its taps.
   bool factorise() {
+    const T* f = taps_.data();
     const int64_t height = a_.rows.taps, width = a_.columns.taps, count = height * width;
-    const int64_t pivot = std::max_element(a_.f, a_.f + count, [](T p, T q) { return absolute(p) < absolute(q); }) -
-                          a_.f;
-    const T* row = a_.f + pivot / width * width;
-    const T* column = a_.f + pivot % width;
-    const T largest = a_.f[pivot], tolerance = sizeof(T) == 4 ? T(1e-6) : T(1e-14);
+    const int64_t pivot = std::max_element(f, f + count, [](T p, T q) { return absolute(p) < absolute(q); }) - f;
+    const T* row = f + pivot / width * width;
+    const T* column = f + pivot % width;
+    const T largest = f[pivot], tolerance = sizeof(T) == 4 ? T(1e-6) : T(1e-14);
     bool product = largest != T(0);
     for (int64_t i = 0; i < count && product; ++i) {  // but for each tap's own rounding: small ones count too
-      const T difference = a_.f[i] - column[i / width * width] * (row[i % width] / largest);
-      product = absolute(difference) <= tolerance * absolute(a_.f[i]);
+      const T difference = f[i] - column[i / width * width] * (row[i % width] / largest);
+      product = absolute(difference) <= tolerance * absolute(f[i]);
     }
     const auto across = by_phase(a_.columns);
     for (const int64_t i : by_phase(a_.rows)) {
       if (product) vertical_.push_back(column[i * width]);
-      else for (const int64_t j : across) horizontal_.push_back(a_.f[i * width + j]);
+      else for (const int64_t j : across) horizontal_.push_back(f[i * width + j]);
     }
     if (product) for (const int64_t j : across) horizontal_.push_back(row[j] / largest);
     return product;
@@ -162,7 +165,7 @@ class Filter {
         const T* x = a_.x + i / a_.rows.out * picture;
         for (int64_t ox = 0; ox < a_.columns.out; ++ox) {
           a_.y[i * a_.columns.out + ox] =
-              filtered_pixel(x, a_.columns.in, 1, a_.f, a_.rows, a_.columns, i % a_.rows.out, ox);
+              filtered_pixel(x, a_.columns.in, 1, taps_.data(), 1, a_.rows, a_.columns, i % a_.rows.out, ox);
         }
       }
     });
@@ -273,7 +276,8 @@ class Filter {
 
   UpfirdnArguments<T, T> a_;
   bool separable_ = false;
-  std::vector<T> vertical_, horizontal_;  // taps by phase; of an inseparable filter all, row by row, in the second
+  std::vector<T> taps_;  // as they are correlated, with the gain
+  std::vector<T> vertical_, horizontal_;  // those by phase; of an inseparable filter all, row by row, in the second
   std::vector<Reads> rows_, columns_;
 };
 
