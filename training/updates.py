@@ -17,6 +17,18 @@ def all_finite(gradients: list[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(gradients)).isfinite().all()
 
 
+def gradients(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """The gradients of a loss by some leaves, which forget those that they had.
+
+    They lie in memory as what they belong to, which Adam's fused step needs on CUDA: what
+    ``torch.autograd.grad`` returns may lie otherwise.
+    """
+    for parameter in parameters:
+        parameter.grad = None
+    loss.backward(inputs=list(parameters))
+    return tuple(parameter.grad for parameter in parameters)
+
+
 class FiniteGuard:
     """Counts steps whose gradients are not finite: left out, never patched; too many end the run.
 

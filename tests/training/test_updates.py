@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dnnlib.errors import UserError
-from training.updates import FiniteGuard, Updater, frozen, update_average
+from training.updates import FiniteGuard, Updater, frozen, gradients, update_average
 
 
 def test_lazy_regularisation_adjusts_adam():
@@ -15,6 +15,20 @@ def test_lazy_regularisation_adjusts_adam():
     group = updater.optimiser.param_groups[0]
     assert group["lr"] == pytest.approx(0.002 * 16 / 17)
     assert group["betas"] == pytest.approx((0.0, 0.99 ** (16 / 17)))
+
+
+def test_gradients_lie_as_their_parameters():
+    weight, unused = torch.nn.Parameter(torch.randn(2, 3)), torch.nn.Parameter(torch.zeros(1))
+    weight.grad = torch.full((2, 3), 100.0)  # forgotten, not added to
+    other = torch.randn(3, 2)
+
+    def loss():
+        return (weight.t() * other).sum()
+
+    assert torch.autograd.grad(loss(), weight)[0].stride() != weight.stride()  # or this shows nothing
+    found, nothing = gradients(loss(), [weight, unused])
+    assert torch.equal(found, other.t()) and found.stride() == weight.stride()
+    assert nothing is None
 
 
 def test_step_clears_gradients():

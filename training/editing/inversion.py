@@ -26,6 +26,7 @@ from training.networks.inputs import one_hot
 from training.reconstruction import image_terms, mask_loss, pixel_weights
 from training.scene import camera_at, device_of
 from training.schedules import warm_up_share
+from training.updates import gradients
 
 Progress = Callable[[str, float], None]  # which stage, and the loss after one more of its steps
 
@@ -122,14 +123,14 @@ def fit(
     )
     classes = one_hot(target.classes, generator.parts)
 
-    def gradients(seen_from: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def step(seen_from: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The loss, and its gradients by ws and, where that is sought, by the camera."""
         seen_from = seen_from.detach().requires_grad_(pose is not None)
         rendering = generator.synthesise(ws, seen_from, deterministic=True, chunk=settings.chunk)
         loss = likeness(rendering, target.image, classes, settings.mask, balance)
         loss = loss + _PULL * (ws - mean).square().mean()
         wanted = [ws] if pose is None else [ws, seen_from]
-        return loss.detach(), torch.autograd.grad(loss * count, wanted)
+        return loss.detach(), gradients(loss * count, wanted)
 
     recorder = Recorder(ws.device, settings.cuda_graphs, used_at_once=True)
     interrupted = False
@@ -137,7 +138,7 @@ def fit(
         for _ in range(steps):
             seen_from = camera if pose is None else camera_at(generator, *pose.unbind(1))
             with recorder.stream():
-                loss, (ws.grad, *by_camera) = recorder.run("fit", gradients, seen_from.detach())
+                loss, (ws.grad, *by_camera) = recorder.run("fit", step, seen_from.detach())
             if pose is not None:
                 (pose.grad,) = torch.autograd.grad(seen_from, pose, by_camera)
             optimiser.step()
@@ -269,7 +270,7 @@ def tune(
     options = {"deterministic": True, "chunk": settings.chunk}
     learned = optimiser.param_groups[0]["params"]
 
-    def gradients(side: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    def step(side: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         """The loss, and its gradients by what is tuned."""
         field = tuned.field(tuned.planes(ws))
         rendering = tuned.synthesise(ws, camera, field=field, **options)
@@ -279,7 +280,7 @@ def tune(
             before = generator.synthesise(ws, side, planes=planes, want=raw, **options)
         loss = loss + _KEPT_DEPTH * (after.depth - before.depth).abs().mean()
         loss = loss + _KEPT_MASK * (after.mask_raw - before.mask_raw).abs().mean()
-        return loss.detach(), torch.autograd.grad(loss, learned, allow_unused=True)
+        return loss.detach(), gradients(loss, learned)
 
     recorder = Recorder(ws.device, settings.cuda_graphs, used_at_once=True)
     interrupted = False
@@ -287,7 +288,7 @@ def tune(
         for _ in range(settings.tune_steps):
             yaw, pitch = (torch.rand(2, generator=random) * 2 - 1).mul(torch.tensor(_SIDES)).tolist()
             with recorder.stream():
-                loss, found = recorder.run("tune", gradients, camera_at(generator, yaw, pitch))
+                loss, found = recorder.run("tune", step, camera_at(generator, yaw, pitch))
             for parameter, gradient in zip(learned, found, strict=True):
                 parameter.grad = gradient
             optimiser.step()

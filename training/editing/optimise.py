@@ -35,7 +35,7 @@ from training.graphs import Recorder
 from training.prior import NORMAL_PREFIX
 from training.rendering.renderer import RaySamples
 from training.scene import Scene, class_map, normal_picture
-from training.updates import all_finite
+from training.updates import all_finite, gradients
 
 
 @dataclass(frozen=True)
@@ -200,8 +200,8 @@ class EditOptimiser:
         views = [self.views[i] for i in chosen]
         what = f"step{' with normals' if geometry else ''}{'' if own is None else ' at M'}"
         inputs = views, self._draw(views, geometry, timestep), self.portrait.region
-        gradients, measured = self.recorder.run(what, self._gradients, *inputs, geometry, own)
-        for parameter, gradient in zip(self._learned, gradients, strict=True):
+        found, measured = self.recorder.run(what, self._gradients, *inputs, geometry, own)
+        for parameter, gradient in zip(self._learned, found, strict=True):
             parameter.grad = gradient
         self._update(index)
         numbers = torch.stack([measured.texture, measured.geometry, measured.total, *measured.kept]).tolist()
@@ -261,8 +261,8 @@ class EditOptimiser:
         total = weights.distillation * distilled + sum(
             getattr(weights, name) * value for name, value in kept.items()
         )
-        gradients = torch.autograd.grad(total, self._learned, allow_unused=True)
-        return gradients, _Measured(*sizes, total.detach(), tuple(kept[name].detach() for name in self.terms))
+        measured = _Measured(*sizes, total.detach(), tuple(kept[name].detach() for name in self.terms))
+        return gradients(total, self._learned), measured
 
     def _proposals(self, learned: Field) -> list[Field]:
         """Fields that choose the importance samples; none: the blend itself does."""
