@@ -254,7 +254,7 @@ def test_march_rays(march, far):
         torch.testing.assert_close(found[name][-1:].double(), x, **CLOSE)
 
 
-POINTS = 14 * 65536 * 128  # of perceptrons: the last of 65536 blocks makes the last 128 in its 14th round
+POINTS = 14 * 65536 * 128  # of perceptrons: the last of 65536 blocks makes the last in its 14th round, or 7th
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])

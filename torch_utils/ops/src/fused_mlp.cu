@@ -18,7 +18,10 @@ enum class Order : int { outputs, gradient, second };
 // The weights of hidden units k0 ... of head p, with zeros where there is nothing. C and O are upper bounds.
 template <typename T, int C, int O>
 struct Units {
-  T weight1[kUnits][C], bias1[kUnits], weight2[kUnits][O];
+  // aligned, so that four numbers are read at once: reading one by one takes longer than multiplying
+  alignas(16) T weight1[kUnits][C];
+  alignas(16) T weight2[kUnits][O];
+  T bias1[kUnits];
 
   __device__ void load(const MlpArguments<T>& a, int64_t p, int64_t k0) {
     for (int i = threadIdx.x; i < kUnits * C; i += kThreads) {
@@ -66,9 +69,61 @@ __device__ void store_row(T* to, const T (&row)[n], int64_t count) {
   }
 }
 
-// A thread holds a point; the block walks through all hidden units together.
+// How many points a thread computes outputs of, where its registers have room: a weight that it reads from shared memory
+// then serves all of them, and reading takes no longer than multiplying.
+template <typename T, int C, int O>
+constexpr int kPoints = (C + O) * sizeof(T) <= 192 ? 2 : 1;
+
+// The outputs. A thread holds kPoints points; the block walks through all hidden units together.
+template <typename T, int C, int O>
+__global__ __launch_bounds__(kThreads) void outputs_kernel(MlpArguments<T> a) {
+  constexpr int each = kPoints<T, C, O>;
+  __shared__ Units<T, C, O> units;
+  const int64_t columns = a.heads * a.outputs, step = int64_t(gridDim.x) * kThreads * each;
+  for (int64_t base = int64_t(blockIdx.x) * kThreads * each; base < a.points; base += step) {
+    const int64_t m = base + threadIdx.x;  // the first of them; the others follow in steps of kThreads
+    T x[each][C];
+#pragma unroll
+    for (int i = 0; i < each; ++i) {
+      const int64_t point = m + i * kThreads;
+      load_row(x[i], a.x + point * a.channels, point < a.points ? a.channels : 0);
+    }
+    for (int64_t p = 0; p < a.heads; ++p) {
+      T y[each][O];
+#pragma unroll
+      for (int i = 0; i < each; ++i) load_row(y[i], a.bias2 + p * a.outputs, a.outputs);
+      for (int64_t k0 = 0; k0 < a.width; k0 += kUnits) {
+        __syncthreads();
+        units.load(a, p, k0);
+        __syncthreads();
+        const int count = int(a.width - k0 < kUnits ? a.width - k0 : kUnits);
+        for (int k = 0; k < count; ++k) {
+          T h[each];
+#pragma unroll
+          for (int i = 0; i < each; ++i) h[i] = units.bias1[k];
+#pragma unroll
+          for (int c = 0; c < C; ++c) {
+            const T weight = units.weight1[k][c];
+#pragma unroll
+            for (int i = 0; i < each; ++i) h[i] += weight * x[i][c];
+          }
+#pragma unroll
+          for (int i = 0; i < each; ++i) add_multiple<O>(y[i], softplus(h[i]), units.weight2[k]);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < each; ++i) {
+        const int64_t point = m + i * kThreads;
+        if (point < a.points) store_row(a.y + point * columns + p * a.outputs, y[i], a.outputs);
+      }
+    }
+  }
+}
+
+// What the gradients by x and, in second order, by the outputs' cotangents need. A thread holds a point.
 template <typename T, int C, int O, Order order>
 __global__ __launch_bounds__(kThreads) void points_kernel(MlpArguments<T> a) {
+  static_assert(order != Order::outputs);
   __shared__ Units<T, C, O> units;
   const int64_t columns = a.heads * a.outputs, step = int64_t(gridDim.x) * kThreads;
   for (int64_t base = int64_t(blockIdx.x) * kThreads; base < a.points; base += step) {
@@ -78,9 +133,8 @@ __global__ __launch_bounds__(kThreads) void points_kernel(MlpArguments<T> a) {
     load_row(x, a.x + m * a.channels, inside ? a.channels : 0);
     if (order == Order::second) load_row(direction, a.direction + m * a.channels, inside ? a.channels : 0);
     for (int64_t p = 0; p < a.heads; ++p) {
-      T y[O] = {}, grad[O] = {};
-      if (order == Order::outputs) load_row(y, a.bias2 + p * a.outputs, a.outputs);
-      else load_row(grad, a.grad + m * columns + p * a.outputs, inside ? a.outputs : 0);
+      T y[O] = {}, grad[O];
+      load_row(grad, a.grad + m * columns + p * a.outputs, inside ? a.outputs : 0);
       for (int64_t k0 = 0; k0 < a.width; k0 += kUnits) {
         __syncthreads();
         units.load(a, p, k0);
@@ -88,10 +142,6 @@ __global__ __launch_bounds__(kThreads) void points_kernel(MlpArguments<T> a) {
         const int count = int(a.width - k0 < kUnits ? a.width - k0 : kUnits);
         for (int k = 0; k < count; ++k) {
           const T h = dot<C>(units.bias1[k], units.weight1[k], x);
-          if (order == Order::outputs) {
-            add_multiple<O>(y, softplus(h), units.weight2[k]);
-            continue;
-          }
           const T by_output = dot<O>(T(0), units.weight2[k], grad), slope = sigmoid(h);
           HiddenUnit<T> unit = first_order(T(0), slope, by_output);
           if (order == Order::second) {
@@ -101,16 +151,16 @@ __global__ __launch_bounds__(kThreads) void points_kernel(MlpArguments<T> a) {
           add_multiple<C>(to_x, unit.to_h, units.weight1[k]);
         }
       }
-      if (order != Order::gradient && inside) store_row(a.y + m * columns + p * a.outputs, y, a.outputs);
+      if (order == Order::second && inside) store_row(a.y + m * columns + p * a.outputs, y, a.outputs);
     }
-    if (order != Order::outputs && inside) store_row(a.to_x + m * a.channels, to_x, a.channels);
+    if (inside) store_row(a.to_x + m * a.channels, to_x, a.channels);
   }
 }
 
 // A tile of rows in shared memory; the pitch keeps threads that read one column each apart.
 template <typename T, int n>
 struct Tile {
-  T row[kTilePoints][n + (n > 1 ? 4 : 0)];
+  alignas(16) T row[kTilePoints][n + (n > 1 ? 4 : 0)];
 
   __device__ void load(const T* from, int64_t first, int64_t points, int64_t stride, int64_t count) {
     for (int i = threadIdx.x; i < kTilePoints * n; i += kThreads) {
@@ -209,13 +259,14 @@ __global__ __launch_bounds__(kThreads) void weights_kernel(MlpArguments<T> a, Ml
 
 template <typename T, int C, int O>
 const char* launch(int order, const MlpArguments<T>& a, const MlpPartial<T>& partial, cudaStream_t stream) {
-  const int64_t wanted = (a.points + kThreads - 1) / kThreads;
+  const int64_t each = kThreads * (order == int(Order::outputs) ? kPoints<T, C, O> : 1);
+  const int64_t wanted = (a.points + each - 1) / each;
   const int blocks = int(wanted < 65536 ? wanted : 65536);
   const int64_t unit_tiles = a.heads * ((a.width + kUnits - 1) / kUnits);
   const dim3 grid(unsigned(partial.slabs / kWarps), unsigned(unit_tiles));
   if (partial.weight1 && unit_tiles > 65535) return "too many heads";
   if (order == int(Order::outputs)) {
-    points_kernel<T, C, O, Order::outputs><<<blocks, kThreads, 0, stream>>>(a);
+    outputs_kernel<T, C, O><<<blocks, kThreads, 0, stream>>>(a);
   } else if (order == int(Order::gradient)) {
     points_kernel<T, C, O, Order::gradient><<<blocks, kThreads, 0, stream>>>(a);
     if (partial.weight1) weights_kernel<T, C, O, Order::gradient><<<grid, kThreads, 0, stream>>>(a, partial);

@@ -2,7 +2,7 @@
 // alike. Equations: torch_utils/ops/march_rays.py.
 #pragma once
 
-#include <limits>
+#include <cfloat>
 
 #include "elementary.h"
 
@@ -38,7 +38,7 @@ MATE3D_INLINE T half_of_both(T before, T behind) {
 // Whether a ray of total = sum(v) meets anything: less than this has an infinite inverse.
 template <typename T>
 MATE3D_INLINE bool meets(T total) {
-  constexpr T least = std::numeric_limits<T>::min();  // of full precision
+  constexpr T least = sizeof(T) == 4 ? T(FLT_MIN) : T(DBL_MIN);  // of full precision
   return total >= least;
 }
 
