@@ -69,7 +69,7 @@ NATIVE: dict[str, frozenset[str]] = {
 # Where 'auto' takes the native one, by kind of device, and from how many elements of the largest tensor on:
 # where it was measured and repays the build. docs/performance.md has the figures.
 AUTO: dict[str, Mapping[str, int]] = {
-    "bias_act": {"cpu": 1 << 16, "cuda": 1 << 25},
+    "bias_act": {"cpu": 1 << 16, "cuda": 1 << 20},
     "upfirdn2d": {"cpu": 1 << 15, "cuda": 1 << 20},
     "march_rays": {"cpu": 1 << 15, "cuda": 0},
     "fused_mlp": {"cpu": 1 << 18, "cuda": 1 << 18},  # hidden values

@@ -74,7 +74,10 @@ __device__ void store_row(T* to, const T (&row)[n], int64_t count) {
 template <typename T, int C, int O>
 constexpr int kPoints = (C + O) * sizeof(T) <= 192 ? 2 : 1;
 
-// The outputs. A thread holds kPoints points; the block walks through all hidden units together.
+constexpr int kEnoughBlocks = 1024;  // for a large GPU: where points make fewer, blocks share the heads among them
+
+// The outputs. A thread holds kPoints points; the block walks together through all hidden units of every gridDim.y-th
+// head.
 template <typename T, int C, int O>
 __global__ __launch_bounds__(kThreads) void outputs_kernel(MlpArguments<T> a) {
   constexpr int each = kPoints<T, C, O>;
@@ -88,7 +91,7 @@ __global__ __launch_bounds__(kThreads) void outputs_kernel(MlpArguments<T> a) {
       const int64_t point = m + i * kThreads;
       load_row(x[i], a.x + point * a.channels, point < a.points ? a.channels : 0);
     }
-    for (int64_t p = 0; p < a.heads; ++p) {
+    for (int64_t p = blockIdx.y; p < a.heads; p += gridDim.y) {
       T y[each][O];
 #pragma unroll
       for (int i = 0; i < each; ++i) load_row(y[i], a.bias2 + p * a.outputs, a.outputs);
@@ -266,7 +269,9 @@ const char* launch(int order, const MlpArguments<T>& a, const MlpPartial<T>& par
   const dim3 grid(unsigned(partial.slabs / kWarps), unsigned(unit_tiles));
   if (partial.weight1 && unit_tiles > 65535) return "too many heads";
   if (order == int(Order::outputs)) {
-    outputs_kernel<T, C, O><<<blocks, kThreads, 0, stream>>>(a);
+    const int64_t shares = (kEnoughBlocks + blocks - 1) / blocks;
+    const dim3 shared(unsigned(blocks), unsigned(shares < a.heads ? shares : a.heads));
+    outputs_kernel<T, C, O><<<shared, kThreads, 0, stream>>>(a);
   } else if (order == int(Order::gradient)) {
     points_kernel<T, C, O, Order::gradient><<<blocks, kThreads, 0, stream>>>(a);
     if (partial.weight1) weights_kernel<T, C, O, Order::gradient><<<grid, kThreads, 0, stream>>>(a, partial);
