@@ -169,8 +169,8 @@ def edit_steps(
 
     plain = steps_of(replace(settings, cuda_graphs=False))
     yield Work("edit, two steps", plain, 2)
-    if device.startswith("cuda") and settings.cuda_graphs:
-        recorded = steps_of(settings)
+    if device.startswith("cuda") and settings.cuda_graphs is not False:
+        recorded = steps_of(replace(settings, cuda_graphs=True))
         for _ in range(3):  # until both are recorded
             recorded()
         yield Work("edit, two steps, recorded", recorded, 2, plain)

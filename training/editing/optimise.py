@@ -37,6 +37,10 @@ from training.rendering.renderer import RaySamples
 from training.scene import Scene, class_map, normal_picture
 from training.updates import all_finite, gradients
 
+# Side of the latents from which on a GPU no longer waits for Python (Stable Diffusion's have 64): recording a
+# step then gains 3 % and costs 4.7 GB (docs/performance.md).
+_LARGE_LATENTS = 64
+
 
 @dataclass(frozen=True)
 class StepLosses:
@@ -128,8 +132,6 @@ class EditOptimiser:
         self.labels = label_set(config.labels)
         self.marching = config.marching
         self.random = torch.Generator().manual_seed(settings.seed)
-        self.recorder = Recorder(request.camera.device, settings.cuda_graphs, used_at_once=True)
-        self.whole = self.recorder.enabled  # no sizes that depend on values: more work, but recordable
         with torch.no_grad():
             self.prompts = _embed(prior, prompt, source_prompt)
             sentences = self.prompts[0].edited, self.prompts[0].source
@@ -139,6 +141,11 @@ class EditOptimiser:
             depth = source.render(request.camera, Want(image=False, mask=False), deterministic=True).depth[
                 0, 0
             ]
+        record = settings.cuda_graphs
+        if record is None:
+            record = self.views[0].source_latents.shape[-1] < _LARGE_LATENTS
+        self.recorder = Recorder(request.camera.device, record, used_at_once=True)
+        self.whole = self.recorder.enabled  # no sizes that depend on values: more work, but recordable
         self.regions = RegionBuilder(
             source.field, request, depth, box_warp=self.box_warp, settings=settings.region
         )

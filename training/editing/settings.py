@@ -79,7 +79,7 @@ class EditSettings:
     keep_points: int = 1024  # random points of the box on which the SDFs are kept, per step
     seed: int = 0  # of the diffusion noise, the views and the sampling along rays
     max_nonfinite: int = 10  # steps with non-finite gradients after which the edit stops
-    cuda_graphs: bool = True  # record steps on CUDA: faster where models are small, more memory
+    cuda_graphs: bool | None = None  # record steps on CUDA; None: where the prior's latents are small
     weights: EditWeights = field(default_factory=EditWeights)
     region: RegionSettings = field(default_factory=RegionSettings)
     export: ExportSettings = field(default_factory=ExportSettings)

@@ -11,10 +11,12 @@ from datasets.labels import label_set
 from dnnlib import config as config_files
 from dnnlib.errors import UserError
 from tests.training.recordable import Watch, refuse_tensors_of_the_host
+from training.editing import optimise
 from training.editing.optimise import EditOptimiser
 from training.editing.region import EditRequest, RegionSettings
 from training.editing.settings import EditSettings, EditWeights
 from training.generator import Want
+from training.graphs import Recorder
 from training.network_source import BUNDLED, BUNDLED_PRIOR, open_network
 from training.pictures import look
 from training.prior import load_prior
@@ -322,6 +324,17 @@ def test_recordable_steps_read_nothing_back(monkeypatch, changes) -> None:
     monkeypatch.setattr(edit.recorder, "run", watched)
     edit.step(1), edit.step(2)
     assert found == [("step at M", []), ("step with normals at M", [])]
+
+
+@pytest.mark.parametrize(("told", "side", "recorded"), [(None, 4, True), (None, 64, False), (True, 64, True)])
+def test_steps_are_recorded_where_latents_are_small(
+    source, prior, request_, monkeypatch, told, side, recorded
+) -> None:
+    seen = []
+    monkeypatch.setattr(optimise, "Recorder", lambda device, enabled, **_: seen.append(enabled) or Recorder())
+    monkeypatch.setattr(prior, "encode", lambda images: torch.zeros(len(images), 3, side, side))
+    optimiser(source, prior, request_, cuda_graphs=told)
+    assert seen == [recorded]
 
 
 @pytest.mark.cuda
