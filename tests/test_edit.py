@@ -25,6 +25,7 @@ from training.editing.export import load_edit
 from training.editing.optimise import EditOptimiser, StepLosses
 from training.generator import Generator
 from training.pictures import look, to_uint8
+from training.prior import load_prior
 
 LABELS = label_set("ffhq-mask")
 SMALL = (
@@ -298,6 +299,24 @@ def test_a_compiled_edit_is_the_same(edited, models: Path, tmp_path: Path, monke
     for plain, compiled in zip(*losses, strict=True):
         assert compiled == pytest.approx(plain, rel=1e-3, abs=1e-5)
     assert load_edit(tmp_path).region.share == load_edit(out).region.share
+
+
+@pytest.mark.parametrize(("wanted", "dtype"), [("true", torch.bfloat16), ("false", torch.float32)])
+def test_predictions_are_as_quick_as_this_cpu_makes_them(
+    edited, models: Path, tmp_path: Path, monkeypatch, wanted: str, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    seen = []
+
+    def loaded(*arguments, **options):
+        seen.append(load_prior(*arguments, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(session, "load_prior", loaded)
+    options = ("--prompt", "red", "--outdir", tmp_path, "--set", f"bfloat16={wanted}")
+    result = run(models, "--seed", 3, "--mask", edited[0], *options, *FAST, "--steps", 1)
+    assert result.exit_code == 0, result.output
+    assert seen[0].dtype == dtype
 
 
 def test_an_edit_of_another_network_is_not_opened(edited, models: Path, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def edit_steps(
     """Steps of an edit that makes another class of the largest one; every second one distils normals too."""
     # here, so that a view's memory does not count libraries that only edits load
     from training.editing.optimise import EditOptimiser
-    from training.prior import load_prior
+    from training.prior import load_prior, quickest_predictions
 
     generator = open_accelerated(network, device, acceleration)
     with torch.no_grad():
@@ -155,7 +155,8 @@ def edit_steps(
     request = EditRequest(
         torch.where(rendered == largest, absent, rendered), rendered, camera, (largest, absent)
     )
-    loaded = load_prior(prior, controlnet, device=device)
+    predictions = quickest_predictions(device) if settings.bfloat16 else None
+    loaded = load_prior(prior, controlnet, device=device, predictions=predictions)
 
     def steps_of(settings: EditSettings) -> Callable[[], None]:
         optimiser = EditOptimiser(scene, loaded, request, "a person with a hat", "a person", settings)

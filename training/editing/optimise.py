@@ -382,7 +382,7 @@ class EditOptimiser:
 
     def _update(self, index: int) -> None:
         """Adam's step; a step with non-finite gradients is left out, counted, and too many end the edit."""
-        if not all_finite([p.grad for p in self._learned if p.grad is not None]):  # the one wait of a step
+        if not all_finite([p.grad for p in self._learned if p.grad is not None]):  # waits for the device
             self._nonfinite += 1
             if self._nonfinite > self.settings.max_nonfinite:
                 raise UserError(

@@ -38,7 +38,7 @@ from training.editing.settings import EditSettings
 from training.generator import Generator, Rendering
 from training.network_source import find_network, is_edit
 from training.pictures import look, to_uint8, write_png
-from training.prior import PriorMemory, load_prior
+from training.prior import PriorMemory, load_prior, quickest_predictions
 from training.scene import Scene, camera_at, class_map, latent_of_seed, scene_of, ws_of_latent
 
 Say = Callable[[str], None]
@@ -147,7 +147,13 @@ def run_edit(source_options: SourceOptions, options: EditOptions, say: Say) -> R
     source = open_source(source_options)
     request = read_request(source, options, say)
     device = source_options.device
-    prior = load_prior(options.prior, options.controlnet, device=device, memory=options.prior_memory)
+    prior = load_prior(
+        options.prior,
+        options.controlnet,
+        device=device,
+        memory=options.prior_memory,
+        predictions=quickest_predictions(device) if options.settings.bfloat16 else None,
+    )
     prior.vocabulary.refuse_unknown(options.prompt, "--prompt")
     make_folder(options.outdir)
     names = [source.labels.names[c] for c in request.classes]

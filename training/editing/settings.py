@@ -79,6 +79,7 @@ class EditSettings:
     keep_points: int = 1024  # random points of the box on which the SDFs are kept, per step
     seed: int = 0  # of the diffusion noise, the views and the sampling along rays
     max_nonfinite: int = 10  # steps with non-finite gradients after which the edit stops
+    bfloat16: bool = True  # for the prior's predictions, on CPUs that multiply such numbers
     cuda_graphs: bool | None = None  # record steps on CUDA; None: where the prior's latents are small
     weights: EditWeights = field(default_factory=EditWeights)
     region: RegionSettings = field(default_factory=RegionSettings)

@@ -35,25 +35,28 @@ def load_prior(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     memory: PriorMemory | None = None,
+    predictions: torch.dtype | None = None,
 ) -> Prior:
     """Load the small prior or Stable Diffusion 1.5 from a diffusers folder or a name on the Hugging Face Hub.
 
     ``controlnet`` is another folder or name; by default the ``controlnet`` subfolder, where there is one.
+    ``predictions``: the type of what only predicts noise, UNet and ControlNet; None: that of the rest.
     """
     memory = memory or PriorMemory(dtype)
     dtype = memory.dtype or default_dtype(device)
+    predictions = predictions or dtype
     source = Source.of(path, "--prior")
     if controlnet is not None:
-        control = Source.of(controlnet, "--controlnet").read(ControlNetModel, None, dtype)
+        control = Source.of(controlnet, "--controlnet").read(ControlNetModel, None, predictions)
     elif source.has("controlnet"):
-        control = source.read(ControlNetModel, "controlnet", dtype)
+        control = source.read(ControlNetModel, "controlnet", predictions)
     else:
         control = None
     prior = Prior(
         vae=source.read(AutoencoderKL, "vae", dtype),
         text_encoder=source.read(CLIPTextModel, "text_encoder", dtype),
         tokenizer=source.read(CLIPTokenizer, "tokenizer", None),
-        unet=source.read(UNet2DConditionModel, "unet", dtype),
+        unet=source.read(UNet2DConditionModel, "unet", predictions),
         controlnet=control,
         scheduler=source.read(DDPMScheduler, "scheduler", None),
         vocabulary=source.vocabulary(),
@@ -141,6 +144,14 @@ class Source:
 def default_dtype(device: str | torch.device) -> torch.dtype:
     """float16 on CUDA; CPUs compute with it slowly or not at all."""
     return torch.float16 if torch.device(device).type == "cuda" else torch.float32
+
+
+def quickest_predictions(device: str | torch.device) -> torch.dtype | None:
+    """What an edit should have its noise predicted in, as :func:`load_prior` takes it: bfloat16 on CPUs that
+    multiply such numbers, twice as many at a time (docs/edit.md has what that gains, and what it changes)."""
+    # not public, so it may go away: then float32 does
+    multiplies = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return torch.bfloat16 if torch.device(device).type == "cpu" and multiplies() else None
 
 
 def _save_memory(prior: Prior, memory: PriorMemory) -> None:

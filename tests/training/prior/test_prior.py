@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL
 from datasets.labels import label_set
 from dnnlib.errors import UserError
 from tests.stable_diffusion_files import write_stable_diffusion
-from training.prior.load import PriorMemory, default_dtype, load_prior
+from training.prior.load import PriorMemory, default_dtype, load_prior, quickest_predictions
 from training.prior.models import build_parts, words_of
 from training.prior.prior import NORMAL_PREFIX, prior_of
 
@@ -172,6 +172,30 @@ def test_wrong_paths_and_folders_are_one_line(tmp_path, stable_diffusion):
         load_prior(tmp_path / "empty")
     with pytest.raises(UserError, match="--controlnet"):
         load_prior(stable_diffusion[0], controlnet=tmp_path / "absent")
+
+
+def test_predictions_alone_can_be_in_bfloat16(stable_diffusion):
+    exact, quick = load_prior(*stable_diffusion), load_prior(*stable_diffusion, predictions=torch.bfloat16)
+    assert quick.dtype == next(quick.controlnet.parameters()).dtype == torch.bfloat16
+    picture, mask = torch.rand(2, 3, 64, 64) * 2 - 1, torch.randint(LABELS.count, (2, 64, 64))
+    assert torch.equal(quick.encode(picture), exact.encode(picture))  # gradients go through this
+    latents, t, found = torch.randn(2, 4, 8, 8), torch.tensor([900, 20]), []
+    for prior in (exact, quick):
+        text, condition = prior.embed(["a man", "red hair"]), prior.condition(mask, LABELS)
+        seen = prior.predict_noise(latents, t, text, condition, guidance_scale=1.0)
+        assert seen.conditional.dtype == torch.float32
+        found.append(seen.conditional)
+    # 8 bits of mantissa, in every layer
+    assert 0 < (found[1] - found[0]).norm() < 0.03 * found[0].norm()
+
+
+def test_bfloat16_is_for_cpus_that_multiply_it(monkeypatch):
+    for multiplies, expected in ((True, torch.bfloat16), (False, None)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda multiplies=multiplies: multiplies)
+        assert quickest_predictions("cpu") == expected
+        assert quickest_predictions("cuda:0") is None
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    assert quickest_predictions("cpu") is None
 
 
 def test_a_freed_text_encoder_leaves_what_was_kept(stable_diffusion):
