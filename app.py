@@ -7,16 +7,15 @@ from pathlib import Path
 import click
 
 from dnnlib.errors import UserError, user_errors
+from dnnlib.options import OutFolder
 from torch_utils.device import choose_device
 from training.editing.session import SourceOptions, open_source
 from training.editing.studio import Studio
 from training.network_source import BUNDLED_PRIOR, network_option
 
-_FILE = click.Path(path_type=Path)
-
 
 @click.command(context_settings={"show_default": True})
-@click.option("--outdir", type=_FILE, default=Path("out/app"), help="Folder for the results.")
+@click.option("--outdir", type=OutFolder(), default=Path("out/app"), help="Folder for the results.")
 @network_option
 @click.option("--prior", help="Diffusion prior: a diffusers folder or a Hub name.", show_default="bundled")
 @click.option("--controlnet", help="ControlNet trained on masks, when the prior's folder has none.")

@@ -14,7 +14,7 @@ from datasets.portraits import BUNDLED, BUNDLED_VIEWS
 from dnnlib import config as config_files
 from dnnlib.errors import UserError, user_errors
 from dnnlib.files import check_writable
-from dnnlib.options import SEED, TRUNCATION, Finite
+from dnnlib.options import SEED, TRUNCATION, Finite, OutFolder
 from torch_utils.device import choose_device
 from training.distillation import OBJECTIVES
 from training.editing.settings import EditSettings
@@ -212,7 +212,7 @@ def geometry(
 @click.option("--first-seed", type=SEED, default=FIRST_SEED, help="Another: the list on other people.")
 @click.option("--list", "list_only", is_flag=True, help="Print the fixed list and stop.")
 @click.option(
-    "--outdir", type=_FILE, default=Path("out/edits"), help="A folder per case; finished ones stay."
+    "--outdir", type=OutFolder(), default=Path("out/edits"), help="A folder per case; finished ones stay."
 )
 @click.option("--rescore", is_flag=True, help="Score finished edits again, without editing again.")
 @click.option("--objective", type=click.Choice([each.name for each in OBJECTIVES]), default="cdgt")

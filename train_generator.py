@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dnnlib.errors import user_errors
-from dnnlib.options import SEED, Finite
+from dnnlib.options import SEED, Finite, OutFolder
 from training import launch
 
 
@@ -20,7 +20,7 @@ from training import launch
 @click.option("--masks", help="Folder or zip of masks with the images' stems; a portrait set has its own.")
 @click.option(
     "--outdir",
-    type=click.Path(path_type=Path),
+    type=OutFolder(),
     help="Where results go. [default: runs/CFG, or the run that --resume names]",
 )
 @click.option("--kimg", type=float, help="Length of the adversarial phase, thousand images.")

@@ -12,6 +12,7 @@ import click
 
 from dnnlib import config as config_files
 from dnnlib.errors import UserError, user_errors
+from dnnlib.options import OutFolder
 from torch_utils.device import choose_device
 from training.prior.config import ControlNetConfig, PriorConfig
 from training.prior.controlnet import train_controlnet
@@ -26,7 +27,7 @@ from training.prior.train import train_prior
 )
 @click.option(
     "--outdir",
-    type=click.Path(path_type=Path),
+    type=OutFolder(),
     help="Run folder; the prior is in prior/.",
     show_default="the run that --resume names",
 )

@@ -38,8 +38,8 @@ class Angle(Finite):
 
 
 class OutFolder(click.Path):
-    """A folder for results on the command line. Without a name it would be the current one, which who has an
-    unset shell variable there does not mean."""
+    """A folder for results on the command line; what cannot be one is known before the work, not after it.
+    Without a name it would be the current one, which who has an unset shell variable there does not mean."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -49,7 +49,13 @@ class OutFolder(click.Path):
     ) -> Path:
         if not os.fspath(value).strip():
             self.fail("it is empty: name a folder, or . for the current one", param, ctx)
-        return super().convert(value, param, ctx)
+        folder = super().convert(value, param, ctx)
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            self.fail(f"{there} is a file: name another folder", param, ctx)
+        if not os.access(there, os.W_OK):
+            self.fail(f"nothing can be written into {there}: name another folder", param, ctx)
+        return folder
 
 
 class PictureFile(click.Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import click
@@ -60,3 +61,15 @@ def test_a_folder_without_a_name_is_refused() -> None:
     for empty in ("", " "):
         with pytest.raises(click.BadParameter, match="it is empty"):
             OutFolder().convert(empty, None, None)
+
+
+def test_a_folder_that_cannot_be_one_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    for name in ("file", "file/a/b", tmp_path / "file" / "a"):
+        with pytest.raises(click.BadParameter, match="file is a file: name another folder"):
+            OutFolder().convert(name, None, None)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(click.BadParameter, match=f"nothing can be written into {tmp_path}"):
+        OutFolder().convert("out/a", None, None)
+    assert not Path("out").exists()
