@@ -170,7 +170,7 @@ def edit_steps(
 
     plain = steps_of(replace(settings, cuda_graphs=False))
     yield Work("edit, two steps", plain, 2)
-    if device.startswith("cuda") and settings.cuda_graphs is not False:
+    if device.startswith("cuda") and settings.cuda_graphs is not False and not acceleration.compile:
         recorded = steps_of(replace(settings, cuda_graphs=True))
         for _ in range(3):  # until both are recorded
             recorded()

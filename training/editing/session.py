@@ -159,8 +159,11 @@ def run_edit(source_options: SourceOptions, options: EditOptions, say: Say) -> R
     names = [source.labels.names[c] for c in request.classes]
     say(f"editing {', '.join(names)}: {options.prompt}")
     clip = _load_clip(source_options.device) if options.settings.weights.clip else None
+    settings = options.settings
+    if source_options.acceleration.compile and settings.cuda_graphs is None:
+        settings = replace(settings, cuda_graphs=False)  # nobody has tried to record what is compiled
     optimiser = EditOptimiser(
-        source.scene, prior, request, options.prompt, options.source_prompt, options.settings, clip
+        source.scene, prior, request, options.prompt, options.source_prompt, settings, clip
     )
     # the copy that learns: copying drops what was compiled
     compile_modules(source_options.acceleration, optimiser.portrait.learned.synthesis)
