@@ -50,10 +50,13 @@ class OutFolder(click.Path):
         if not os.fspath(value).strip():
             self.fail("it is empty: name a folder, or . for the current one", param, ctx)
         folder = super().convert(value, param, ctx)
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        try:
+            there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        except OSError as error:  # too long a name, or a folder on the way that may not be looked into
+            self.fail(f"{folder} cannot be made: {error.strerror}; name another folder", param, ctx)
         if not there.is_dir():
             self.fail(f"{there} is a file: name another folder", param, ctx)
-        if not os.access(there, os.W_OK):
+        if not os.access(there, os.W_OK | os.X_OK):
             self.fail(f"nothing can be written into {there}: name another folder", param, ctx)
         return folder
 

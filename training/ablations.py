@@ -22,6 +22,7 @@ import numpy as np
 from datasets.labels import label_set
 from dnnlib.errors import UserError, named, user_errors
 from dnnlib.files import atomic_path
+from dnnlib.options import OutFolder
 from training import launch
 from training.generator import Generator
 from training.metrics import evaluation
@@ -120,7 +121,7 @@ def picture_row(generator: Generator) -> list[np.ndarray]:
 @click.command(context_settings={"show_default": True})
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="A portrait set.")
 @click.option("--cfg", default="portraits-64")
-@click.option("--outdir", type=click.Path(path_type=Path), default=Path("runs/ablations"))
+@click.option("--outdir", type=OutFolder(), default=Path("runs/ablations"))
 @click.option(
     "--warm-kimg", type=click.FloatRange(min=0, min_open=True), default=3.0, help="Of warm start, each run."
 )

@@ -48,9 +48,11 @@ class Recorder:
             yield
             return
         self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            yield
-        torch.cuda.current_stream().wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:  # what was begun before Ctrl-C goes on meanwhile
+            torch.cuda.current_stream().wait_stream(self._stream)
 
     def run(self, name: str, function: Callable, *arguments: Any) -> Any:
         """``function(*arguments)``. ``name`` stands for the function, which must be the same every time."""
@@ -80,15 +82,17 @@ class _Record:
             return function(*arguments)
         if self.graph is None:
             self.arguments = _map(torch.clone, arguments)
-            self.graph = torch.cuda.CUDAGraph()
+            graph = torch.cuda.CUDAGraph()
             # other threads (of a loader that pins memory) may go on meanwhile
-            with torch.cuda.graph(
-                self.graph,
-                pool=self.pool,
-                stream=torch.cuda.current_stream(),
-                capture_error_mode="thread_local",
-            ):
-                self.result = function(*self.arguments)
+            how = {"stream": torch.cuda.current_stream(), "capture_error_mode": "thread_local"}
+            try:
+                with torch.cuda.graph(graph, pool=self.pool, **how):
+                    self.result = function(*self.arguments)
+            except RuntimeError as error:
+                if isinstance(error.__context__, KeyboardInterrupt):  # a recording cannot end early
+                    raise error.__context__ from None
+                raise
+            self.graph = graph
         _map(lambda kept, new: kept.copy_(new), self.arguments, arguments)
         self.graph.replay()
         return self.result

@@ -69,6 +69,8 @@ def test_a_folder_that_cannot_be_one_is_refused(tmp_path: Path, monkeypatch) -> 
     for name in ("file", "file/a/b", tmp_path / "file" / "a"):
         with pytest.raises(click.BadParameter, match="file is a file: name another folder"):
             OutFolder().convert(name, None, None)
+    with pytest.raises(click.BadParameter, match="cannot be made: File name too long; name another"):
+        OutFolder().convert("x" * 300, None, None)
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(click.BadParameter, match=f"nothing can be written into {tmp_path}"):
         OutFolder().convert("out/a", None, None)

@@ -12,7 +12,10 @@ READING = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "uni
 
 
 class Watch(TorchDispatchMode):
-    """Collects what a CUDA graph cannot hold: values that are read, and copies from one device to another."""
+    """Collects what a CUDA graph cannot hold: values that are read, and copies from one device to another.
+
+    Copies are seen where the work is on 'meta'; on a CPU values that are read alone.
+    """
 
     def __init__(self) -> None:
         super().__init__()

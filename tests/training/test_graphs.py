@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -77,6 +79,17 @@ def test_without_cuda_functions_simply_run():
     with recorder.stream():
         assert recorder.run("double", lambda x, y: 2 * x + y, 3, 1) == 7
     assert not recorder.enabled
+
+
+def test_work_that_was_interrupted_is_waited_for(monkeypatch):
+    """What it has begun may still write weights; CUDA is a stand-in here."""
+    recorder, outside = Recorder(), Mock()
+    recorder.enabled, recorder._stream = True, Mock()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: outside)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    with pytest.raises(KeyboardInterrupt), recorder.stream():
+        raise KeyboardInterrupt
+    outside.wait_stream.assert_called_once_with(recorder._stream)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DCondi
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dnnlib.errors import user_errors
+from dnnlib.options import OutFolder
 from training.config import GeneratorConfig
 from training.generator import Generator
 
@@ -47,7 +48,7 @@ def stable_diffusion_parts(**smaller: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @click.command(context_settings={"show_default": True}, help=__doc__)
-@click.option("--outdir", type=click.Path(path_type=Path), default=Path("runs/random"))
+@click.option("--outdir", type=OutFolder(), default=Path("runs/random"))
 @user_errors
 def main(outdir: Path) -> None:
     Generator(GeneratorConfig(plane_projection="published")).save(outdir / "generator.safetensors")

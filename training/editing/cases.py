@@ -20,10 +20,11 @@ from datasets.labels import LabelSet, read_mask, write_mask
 from dnnlib import config as config_files
 from dnnlib.errors import UserError, named, user_errors
 from dnnlib.files import claim_folder, make_folder, read_json, sha256, write_json
+from dnnlib.options import OutFolder
 from torch_utils.device import choose_device
 from training.editing.report import REPORT
 from training.editing.session import EditOptions, SourceOptions, open_source, run_edit
-from training.editing.settings import EditSettings
+from training.editing.settings import OF_COMPUTATION, EditSettings
 from training.network_source import BUNDLED_PRIOR, find_network, network_option
 from training.pictures import sheet, tile, write_png
 from training.prior import load_prior
@@ -187,10 +188,11 @@ def decided_by(network: Path, prior: str, settings: EditSettings) -> dict[str, A
     """What the result of a case depends on, as JSON. A prior is known by the digest of its UNet's weights, or
     by its name on the Hub."""
     weights = sorted(Path(prior).glob("unet/*.safetensors"))
+    chosen = config_files.to_dict(settings)
     return {
         "network_sha256": sha256(network),
         "prior": sha256(weights[0]) if weights else prior,
-        "settings": config_files.to_dict(settings),
+        "settings": {name: value for name, value in chosen.items() if name not in OF_COMPUTATION},
     }
 
 
@@ -211,7 +213,7 @@ def contact_sheet(folders: list[Path], labels: LabelSet) -> np.ndarray:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--outdir", type=click.Path(path_type=Path), default=Path("out/cases"))
+@click.option("--outdir", type=OutFolder(), default=Path("out/cases"))
 @network_option
 @click.option("--prior", default=str(BUNDLED_PRIOR), help="Diffusion prior.", show_default="bundled")
 @click.option("--only", help="Names of cases, separated by commas.", show_default="all")

@@ -45,7 +45,8 @@ def mask_cross_entropy(mask: Tensor, requested: Tensor, changed: Tensor) -> Tens
 def _half_on(loss: Tensor, changed: Tensor) -> Tensor:
     """Mean in which the repainted pixels weigh as much as all others together, where there are both."""
     count = changed.sum()
-    weights = torch.where(changed, 0.5 / count, 0.5 / (changed.numel() - count))
+    half = loss.new_full((), 0.5)
+    weights = torch.where(changed, half / count, half / (changed.numel() - count))
     one_kind = (count == 0) | (count == changed.numel())
     return (loss * torch.where(one_kind, 1 / changed.numel(), weights)).sum()
 
@@ -117,7 +118,7 @@ def clip_direction(clip: Embeddings, before: Tensor, after: Tensor, words: Tenso
 
 
 class _Chosen:
-    """Those of many points that a mean is over."""
+    """Those of many points that a mean is over. Terms need finite derivatives at the others too."""
 
     def __init__(self, mask: Tensor, whole: bool) -> None:
         """mask: (...) bool."""

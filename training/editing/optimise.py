@@ -38,7 +38,7 @@ from training.scene import Scene, class_map, normal_picture
 from training.updates import all_finite, gradients
 
 # Side of the latents from which on a GPU no longer waits for Python (Stable Diffusion's have 64): recording a
-# step then gains 3 % and costs 4.7 GB (docs/performance.md).
+# step then gains 3 % and costs 4 GB (docs/performance.md).
 _LARGE_LATENTS = 64
 
 
@@ -180,6 +180,7 @@ class EditOptimiser:
                         progress(losses[-1])
             except KeyboardInterrupt:
                 interrupted = True
+        self.recorder = Recorder()  # gives the recordings' memory back to what follows
         self.renew_region()
         return EditResult(self.source, self.portrait, self.request, losses, interrupted)
 
@@ -234,7 +235,7 @@ class EditOptimiser:
             noise=noise.to(latents),
             points=points.to(device) * self.box_warp,
             timestep=torch.tensor(timestep, device=device),
-            weight=torch.tensor(weight, device=device),
+            weight=torch.tensor(weight, device=device, dtype=latents.dtype),
         )
 
     def _gradients(

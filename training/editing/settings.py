@@ -8,6 +8,8 @@ from dnnlib.config import check_least, check_share
 from dnnlib.errors import UserError, did_you_mean
 from training.editing.region import RegionSettings
 
+# Settings of how an edit is computed: they change its rounding, as another device does, not what it is.
+OF_COMPUTATION = ("bfloat16", "cuda_graphs")
 PROPOSALS = ("blend", "frozen", "union")
 
 

@@ -24,6 +24,7 @@ from datasets.labels import LabelSet, label_set, read_mask
 from dnnlib import config as config_files
 from dnnlib.errors import UserError, named, user_errors
 from dnnlib.files import atomic_path
+from dnnlib.options import OutFolder
 from torch_utils.device import choose_device
 from training.editing.settings import EditSettings
 from training.metrics.edit_runs import EditRun, chosen_cases, evaluate_edits
@@ -126,7 +127,7 @@ def _tile(path: Path) -> np.ndarray:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--outdir", type=click.Path(path_type=Path), default=Path("out/edit-variants"))
+@click.option("--outdir", type=OutFolder(), default=Path("out/edit-variants"))
 @network_option
 @click.option("--prior", default=str(BUNDLED_PRIOR), help="Diffusion prior.", show_default="bundled")
 @click.option("--cases", help="Of the fixed list, as `evaluate.py edits` takes them.", show_default="all")

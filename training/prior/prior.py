@@ -185,13 +185,14 @@ class Prior(nn.Module):
             [text] if guidance_scale is None else [text, self.embed([""]) if negative is None else negative]
         )
         embeddings = torch.cat([branch.expand(count, -1, -1) for branch in branches])
-        latents = latents_t.to(self.dtype).repeat(len(branches), 1, 1, 1)
+        latents_t = latents_t.float().repeat(len(branches), 1, 1, 1)
+        latents = latents_t.to(self.dtype)
         levels = t.to(self.device).expand(count).repeat(len(branches))
         residuals: dict[str, Any] = {}
         if condition is not None:
             residuals = self._control(latents, levels, embeddings, condition, condition_scale)
         output = self.unet(latents, levels, embeddings.to(self.dtype), **residuals).sample.float()
-        noise = self.as_noise(output, latents.float(), levels).chunk(len(branches))
+        noise = self.as_noise(output, latents_t, levels).chunk(len(branches))
         return PriorPrediction(noise[0], noise[1] if len(noise) > 1 else None, guidance_scale)
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:

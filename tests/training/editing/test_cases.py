@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from datasets.labels import label_set
 from training.editing import cases
+from training.editing.settings import EditSettings
 
 LABELS = label_set("ffhq-mask")
 
@@ -85,3 +86,13 @@ def test_results_of_other_options_are_not_taken_for_these(tmp_path):
     words = ["--outdir", str(tmp_path), "--only", "red-hat", "--device", "cpu"]
     result = CliRunner().invoke(cases.main, words)
     assert result.exit_code == 2 and "was begun with" in result.output
+
+
+def test_how_an_edit_is_computed_does_not_decide_it(tmp_path) -> None:
+    """A folder of edits goes on on another machine, and on a GPU that has no room for recorded steps."""
+    network = tmp_path / "network.safetensors"
+    network.write_bytes(b"")
+    plain = cases.decided_by(network, "owner/name", EditSettings())
+    assert cases.decided_by(network, "owner/name", EditSettings(bfloat16=False, cuda_graphs=False)) == plain
+    assert cases.decided_by(network, "owner/name", EditSettings(steps=3)) != plain
+    assert "bfloat16" not in plain["settings"]  # of folders that are older than these

@@ -1,4 +1,5 @@
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -187,6 +188,18 @@ def test_predictions_alone_can_be_in_bfloat16(stable_diffusion):
         found.append(seen.conditional)
     # 8 bits of mantissa, in every layer
     assert 0 < (found[1] - found[0]).norm() < 0.03 * found[0].norm()
+
+
+def test_noise_of_a_v_prediction_is_made_of_exact_latents(stable_diffusion, monkeypatch):
+    prior = load_prior(*stable_diffusion, predictions=torch.bfloat16)
+    monkeypatch.setattr(
+        prior, "scheduler", SimpleNamespace(config=SimpleNamespace(prediction_type="v_prediction"))
+    )
+    nothing = SimpleNamespace(sample=torch.zeros(2, 4, 8, 8, dtype=torch.bfloat16))
+    monkeypatch.setattr(prior.unet, "forward", lambda *_, **__: nothing)
+    latents, t = torch.randn(2, 4, 8, 8), torch.tensor([900, 20])
+    noise = prior.predict_noise(latents, t, prior.embed(["a man"]), None, guidance_scale=None).noise
+    assert torch.equal(noise, (1 - prior.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1) * latents)
 
 
 def test_bfloat16_is_for_cpus_that_multiply_it(monkeypatch):
