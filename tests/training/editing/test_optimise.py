@@ -291,8 +291,17 @@ def test_settings_out_of_range_are_refused(settings) -> None:
         config_files.load(EditSettings, settings)
 
 
-def test_a_step_that_can_be_recorded_is_the_same(source, prior, request_) -> None:
-    picked, whole = (optimiser(source, prior, request_) for _ in range(2))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"objective": "sds", "views_per_step": 1},
+        {"objective": "csd", "proposals": "union"},
+        {"weights": EditWeights(geometry=0.0, eikonal=0.0)},
+    ],
+)
+def test_a_step_that_can_be_recorded_is_the_same(source, prior, request_, changes) -> None:
+    picked, whole = (optimiser(source, prior, request_, **changes) for _ in range(2))
     whole.whole = True
     for index in range(2):  # with normals and without
         first, second = (dataclasses.asdict(edit.step(index)) for edit in (picked, whole))
