@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import urllib.request
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -48,6 +49,18 @@ def hub_name(text: str) -> HubName | None:
     if parts[0].startswith("~"):
         return None
     return HubName("/".join(parts[:2]), "/".join(parts[2:]))
+
+
+def hub_leads_nowhere() -> bool:
+    """Whether the Hub's address is unknown here, as without a network: found at once, where the Hub's own
+    client tries again for half a minute. Who has a proxy asks that for addresses."""
+    if urllib.request.getproxies():
+        return False
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return True
+    return False
 
 
 def cache_folder() -> Path:

@@ -171,3 +171,16 @@ def test_what_is_no_name(text: str) -> None:
 
 def test_names() -> None:
     assert hub_name("Ellis/MaTe3D/faces/model.pkl") == NAME and str(NAME) == "Ellis/MaTe3D/faces/model.pkl"
+
+
+def test_no_way_leads_to_a_hub_of_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(download.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(download.constants, "ENDPOINT", "http://127.0.0.1:1")
+    assert not download.hub_leads_nowhere()  # a number needs no name
+    monkeypatch.setattr(download.socket, "getaddrinfo", unknown)
+    assert download.hub_leads_nowhere()
+    monkeypatch.setattr(download.urllib.request, "getproxies", lambda: {"https": "http://proxy"})
+    assert not download.hub_leads_nowhere()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from dnnlib.download import hub_leads_nowhere
 from dnnlib.errors import UserError
 from dnnlib.files import read_json
 from training.prior.models import PRIOR_FILE
@@ -109,10 +111,16 @@ class Source:
         options: dict[str, Any] = {"subfolder": subfolder} if subfolder else {}
         if dtype is not None:
             options |= {"torch_dtype": dtype, "use_safetensors": True, **self._variant(subfolder, what)}
+        if lost := not self.is_folder and hub_leads_nowhere():
+            options["local_files_only"] = True  # what was fetched before
         try:
-            return cls.from_pretrained(self.name, **options)
+            with warnings.catch_warnings():  # of an option that diffusers still gives to the Hub's client
+                warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument is deprecated")
+                return cls.from_pretrained(self.name, **options)
         except (OSError, ValueError) as error:  # missing files, no network, a folder of another kind
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if lost:
+                reason = "there is no way to the Hub, and it was not fetched before"
             by_hand = "" if self.is_folder else (
                 f"; without a network: run `hf download {self.name} --local-dir FOLDER` where there is one, "
                 "and give FOLDER instead of the name"

@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL
 from datasets.labels import label_set
 from dnnlib.errors import UserError
 from tests.stable_diffusion_files import write_stable_diffusion
+from training.prior import load
 from training.prior.load import PriorMemory, default_dtype, load_prior, quickest_predictions
 from training.prior.models import build_parts, words_of
 from training.prior.prior import NORMAL_PREFIX, prior_of
@@ -287,6 +288,22 @@ def test_names_of_the_hub_without_a_network(name, tmp_path, monkeypatch):
         assert asked["source"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
     if name.endswith("faces"):
         assert (asked["source"], asked["subfolder"]) == ("Ellis/MaTe3D", "controlnet/faces/vae")
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_the_hub_is_not_tried_where_no_way_leads_to_it(lost, monkeypatch):
+    asked = {}
+
+    def absent(source, **options):
+        asked.update(options)
+        raise OSError("no file named config.json")
+
+    monkeypatch.setattr(load, "hub_leads_nowhere", lambda: lost)
+    monkeypatch.setattr(AutoencoderKL, "from_pretrained", absent)
+    reason = "there is no way to the Hub, and it was not fetched before" if lost else "no file named"
+    with pytest.raises(UserError, match=reason):
+        load_prior("Ellis/MaTe3D")
+    assert asked.get("local_files_only", False) == lost
 
 
 def test_the_512_pixels_of_stable_diffusion(tmp_path):
