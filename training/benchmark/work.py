@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from datasets.masked_images import Batch
-from training.acceleration import Acceleration, accelerate, compile_modules, open_accelerated
+from training.acceleration import Acceleration, accelerate, open_accelerated
 from training.adversarial import AdversarialPhase, draw_scenes
 from training.config import TrainConfig
 from training.curves import Curves
@@ -155,12 +155,12 @@ def edit_steps(
     request = EditRequest(
         torch.where(rendered == largest, absent, rendered), rendered, camera, (largest, absent)
     )
-    predictions = quickest_predictions(device) if settings.bfloat16 else None
+    predictions = quickest_predictions(device, settings.bfloat16)
     loaded = load_prior(prior, controlnet, device=device, predictions=predictions)
 
     def steps_of(settings: EditSettings) -> Callable[[], None]:
-        optimiser = EditOptimiser(scene, loaded, request, "a person with a hat", "a person", settings)
-        compile_modules(acceleration, optimiser.portrait.learned.synthesis)
+        sentences = "a person with a hat", "a person"
+        optimiser = EditOptimiser(scene, loaded, request, *sentences, settings, None, acceleration)
 
         def two_steps() -> None:
             optimiser.step(0)

@@ -23,6 +23,7 @@ from torch.nn import functional
 from datasets.labels import label_set
 from dnnlib.errors import UserError
 from training import distillation
+from training.acceleration import Acceleration, compile_modules
 from training.distillation import Branch, Noising
 from training.editing import keep
 from training.editing.portrait import EditedPortrait, LearnedCopy
@@ -98,7 +99,7 @@ class _Measured:
     texture: Tensor  # root mean squares of the distillation gradients
     geometry: Tensor
     total: Tensor
-    kept: tuple[Tensor, ...]  # in the order of EditOptimiser.terms
+    kept: dict[str, Tensor]  # the terms of method section 4.7, unweighted
 
 
 class EditOptimiser:
@@ -110,6 +111,8 @@ class EditOptimiser:
         request: the mask, its camera and the edited classes.
         prompt: what the edited portrait should show; source_prompt: what the source shows.
         clip: for the directional loss, where its weight is not 0.
+        acceleration: whether the copy that learns is compiled; what is compiled is not recorded unless the
+            settings say so, since nobody has tried both.
     """
 
     def __init__(
@@ -121,8 +124,13 @@ class EditOptimiser:
         source_prompt: str,
         settings: EditSettings | None = None,
         clip: keep.Embeddings | None = None,
+        acceleration: Acceleration | None = None,
     ) -> None:
-        self.settings = settings = settings or EditSettings()
+        acceleration = acceleration or Acceleration()
+        settings = settings or EditSettings()
+        if acceleration.compile and settings.cuda_graphs is None:
+            settings = replace(settings, cuda_graphs=False)
+        self.settings = settings
         self.objective = distillation.objective(settings.objective)
         self.prior = prior
         self.source = source
@@ -150,8 +158,8 @@ class EditOptimiser:
             source.field, request, depth, box_warp=self.box_warp, settings=settings.region
         )
         learned = LearnedCopy(source.generator, source.ws)
+        compile_modules(acceleration, learned.synthesis)  # copying has dropped what was compiled
         self.portrait = EditedPortrait(source, learned, self.regions.build())
-        self._share = self.portrait.region.share
         self.optimiser = torch.optim.Adam(
             [
                 {
@@ -208,21 +216,24 @@ class EditOptimiser:
         views = [self.views[i] for i in chosen]
         what = f"step{' with normals' if geometry else ''}{'' if own is None else ' at M'}"
         inputs = views, self._draw(views, geometry, timestep), self.portrait.region
-        found, measured = self.recorder.run(what, self._gradients, *inputs, geometry, own)
-        for parameter, gradient in zip(self._learned, found, strict=True):
+        gradients_now, measured = self.recorder.run(what, self._gradients, *inputs, geometry, own)
+        for parameter, gradient in zip(self._learned, gradients_now, strict=True):
             parameter.grad = gradient
         self._update(index)
-        numbers = torch.stack([measured.texture, measured.geometry, measured.total, *measured.kept]).tolist()
-        names = ("texture", "geometry", "total", *self.terms)
-        return StepLosses(
-            step=index, timestep=timestep, region=self._share, **dict(zip(names, numbers, strict=True))
-        )
+        found = {
+            "texture": measured.texture,
+            "geometry": measured.geometry,
+            "total": measured.total,
+            **measured.kept,
+        }
+        numbers = torch.stack([*found.values()]).tolist()  # at once: it waits for the device
+        share = self.portrait.region.share
+        return StepLosses(index, timestep, region=share, **dict(zip(found, numbers, strict=True)))
 
     @torch.no_grad()
     def renew_region(self) -> None:
         """The region, from the model as it is now."""
         self.portrait = replace(self.portrait, region=self.regions.build(self.portrait.learned()))
-        self._share = self.portrait.region.share
 
     def _draw(self, views: list[View], geometry: bool, timestep: int) -> _Drawn:
         device = self.request.camera.device
@@ -269,7 +280,7 @@ class EditOptimiser:
         total = weights.distillation * distilled + sum(
             getattr(weights, name) * value for name, value in kept.items()
         )
-        measured = _Measured(*sizes, total.detach(), tuple(kept[name].detach() for name in self.terms))
+        measured = _Measured(*sizes, total.detach(), {name: value.detach() for name, value in kept.items()})
         return gradients(total, self._learned), measured
 
     def _proposals(self, learned: Field) -> list[Field]:
@@ -335,14 +346,6 @@ class EditOptimiser:
         sizes = [part.square().mean().sqrt() for part in parts] + [gradient.new_zeros(())]
         blend = torch.cat([part * (s * len(shares)) for part, s in zip(parts, shares, strict=True)])
         return distillation.surrogate(latents, blend), (sizes[0], sizes[1])
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Names of the terms that keep something."""
-        return (
-            *(() if self.clip is None else ("clip",)),
-            *("mask", "image", "sdf", "eikonal", "consistency"),
-        )
 
     def _kept(
         self,

@@ -36,6 +36,7 @@ Outside the footprint, then, a ray of M's camera meets changed points only behin
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -106,7 +107,7 @@ class Region:
         x, y, z = index.clamp(0, side - 1).unbind(-1)
         return self.voxels.reshape(-1)[(x * side + y) * side + z] & in_box
 
-    @property
+    @functools.cached_property
     def share(self) -> float:
         """Share of the box that may change."""
         return self.voxels.float().mean().item()

@@ -19,7 +19,7 @@ from dnnlib import config as config_files
 from dnnlib.errors import UserError
 from dnnlib.files import make_folder
 from torch_utils.device import peak_memory_mb, reset_peak_memory
-from training.acceleration import Acceleration, compile_modules, open_accelerated
+from training.acceleration import Acceleration, open_accelerated
 from training.editing.export import save_edit, write_meshes, write_pictures, write_video
 from training.editing.keep import Embeddings
 from training.editing.latents import load_latent
@@ -152,21 +152,17 @@ def run_edit(source_options: SourceOptions, options: EditOptions, say: Say) -> R
         options.controlnet,
         device=device,
         memory=options.prior_memory,
-        predictions=quickest_predictions(device) if options.settings.bfloat16 else None,
+        predictions=quickest_predictions(device, options.settings.bfloat16),
     )
     prior.vocabulary.refuse_unknown(options.prompt, "--prompt")
     make_folder(options.outdir)
     names = [source.labels.names[c] for c in request.classes]
     say(f"editing {', '.join(names)}: {options.prompt}")
     clip = _load_clip(source_options.device) if options.settings.weights.clip else None
-    settings = options.settings
-    if source_options.acceleration.compile and settings.cuda_graphs is None:
-        settings = replace(settings, cuda_graphs=False)  # nobody has tried to record what is compiled
+    sentences, settings = (options.prompt, options.source_prompt), options.settings
     optimiser = EditOptimiser(
-        source.scene, prior, request, options.prompt, options.source_prompt, settings, clip
+        source.scene, prior, request, *sentences, settings, clip, source_options.acceleration
     )
-    # the copy that learns: copying drops what was compiled
-    compile_modules(source_options.acceleration, optimiser.portrait.learned.synthesis)
     prior.free_text_encoder()  # all prompts are embedded
     prepared = time.monotonic()
     result = _optimise(optimiser, options.settings.steps)

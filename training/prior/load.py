@@ -154,12 +154,14 @@ def default_dtype(device: str | torch.device) -> torch.dtype:
     return torch.float16 if torch.device(device).type == "cuda" else torch.float32
 
 
-def quickest_predictions(device: str | torch.device) -> torch.dtype | None:
-    """What an edit should have its noise predicted in, as :func:`load_prior` takes it: bfloat16 on CPUs that
-    multiply such numbers, twice as many at a time (docs/edit.md has what that gains, and what it changes)."""
+def quickest_predictions(device: str | torch.device, bfloat16: bool = True) -> torch.dtype | None:
+    """What an edit should have its noise predicted in, as :func:`load_prior` takes it: where it may be
+    ``bfloat16``, that on CPUs that multiply such numbers, twice as many at a time (docs/edit.md has what that
+    gains, and what it changes)."""
     # not public, so it may go away: then float32 does
     multiplies = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return torch.bfloat16 if torch.device(device).type == "cpu" and multiplies() else None
+    on_cpu = torch.device(device).type == "cpu"
+    return torch.bfloat16 if bfloat16 and on_cpu and multiplies() else None
 
 
 def _save_memory(prior: Prior, memory: PriorMemory) -> None:

@@ -41,6 +41,18 @@ struct Units {
   }
 };
 
+// Calls visit(k) for all hidden units of head p, of which `units` then holds number k. By all threads of a block together.
+template <typename T, int C, int O, typename Visit>
+__device__ __forceinline__ void each_unit(Units<T, C, O>& units, const MlpArguments<T>& a, int64_t p, Visit visit) {
+  for (int64_t k0 = 0; k0 < a.width; k0 += kUnits) {
+    __syncthreads();
+    units.load(a, p, k0);
+    __syncthreads();
+    const int count = int(a.width - k0 < kUnits ? a.width - k0 : kUnits);
+    for (int k = 0; k < count; ++k) visit(k);
+  }
+}
+
 template <int n, typename T, typename A, typename B>
 __device__ T dot(T sum, const A& a, const B& b) {
 #pragma unroll
@@ -95,25 +107,19 @@ __global__ __launch_bounds__(kThreads) void outputs_kernel(MlpArguments<T> a) {
       T y[each][O];
 #pragma unroll
       for (int i = 0; i < each; ++i) load_row(y[i], a.bias2 + p * a.outputs, a.outputs);
-      for (int64_t k0 = 0; k0 < a.width; k0 += kUnits) {
-        __syncthreads();
-        units.load(a, p, k0);
-        __syncthreads();
-        const int count = int(a.width - k0 < kUnits ? a.width - k0 : kUnits);
-        for (int k = 0; k < count; ++k) {
-          T h[each];
+      each_unit(units, a, p, [&](int k) {
+        T h[each];
 #pragma unroll
-          for (int i = 0; i < each; ++i) h[i] = units.bias1[k];
+        for (int i = 0; i < each; ++i) h[i] = units.bias1[k];
 #pragma unroll
-          for (int c = 0; c < C; ++c) {
-            const T weight = units.weight1[k][c];
+        for (int c = 0; c < C; ++c) {
+          const T weight = units.weight1[k][c];
 #pragma unroll
-            for (int i = 0; i < each; ++i) h[i] += weight * x[i][c];
-          }
-#pragma unroll
-          for (int i = 0; i < each; ++i) add_multiple<O>(y[i], softplus(h[i]), units.weight2[k]);
+          for (int i = 0; i < each; ++i) h[i] += weight * x[i][c];
         }
-      }
+#pragma unroll
+        for (int i = 0; i < each; ++i) add_multiple<O>(y[i], softplus(h[i]), units.weight2[k]);
+      });
 #pragma unroll
       for (int i = 0; i < each; ++i) {
         const int64_t point = m + i * kThreads;
@@ -138,22 +144,16 @@ __global__ __launch_bounds__(kThreads) void points_kernel(MlpArguments<T> a) {
     for (int64_t p = 0; p < a.heads; ++p) {
       T y[O] = {}, grad[O];
       load_row(grad, a.grad + m * columns + p * a.outputs, inside ? a.outputs : 0);
-      for (int64_t k0 = 0; k0 < a.width; k0 += kUnits) {
-        __syncthreads();
-        units.load(a, p, k0);
-        __syncthreads();
-        const int count = int(a.width - k0 < kUnits ? a.width - k0 : kUnits);
-        for (int k = 0; k < count; ++k) {
-          const T h = dot<C>(units.bias1[k], units.weight1[k], x);
-          const T by_output = dot<O>(T(0), units.weight2[k], grad), slope = sigmoid(h);
-          HiddenUnit<T> unit = first_order(T(0), slope, by_output);
-          if (order == Order::second) {
-            unit = second_order(slope, by_output, dot<C>(T(0), units.weight1[k], direction));
-            add_multiple<O>(y, unit.value, units.weight2[k]);
-          }
-          add_multiple<C>(to_x, unit.to_h, units.weight1[k]);
+      each_unit(units, a, p, [&](int k) {
+        const T h = dot<C>(units.bias1[k], units.weight1[k], x);
+        const T by_output = dot<O>(T(0), units.weight2[k], grad), slope = sigmoid(h);
+        HiddenUnit<T> unit = first_order(T(0), slope, by_output);
+        if (order == Order::second) {
+          unit = second_order(slope, by_output, dot<C>(T(0), units.weight1[k], direction));
+          add_multiple<O>(y, unit.value, units.weight2[k]);
         }
-      }
+        add_multiple<C>(to_x, unit.to_h, units.weight1[k]);
+      });
       if (order == Order::second && inside) store_row(a.y + m * columns + p * a.outputs, y, a.outputs);
     }
     if (inside) store_row(a.to_x + m * a.channels, to_x, a.channels);
